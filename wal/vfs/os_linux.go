@@ -1,0 +1,34 @@
+package vfs
+
+import (
+	"io/fs"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// fallocate gives blocks without writing them. ENOTSUP (which matches errors.ErrUnsupported) comes from FUSE, NFS
+// before 4.2, and file systems that copy on write.
+func fallocate(fd int, off, n int64) error { return unix.Fallocate(fd, 0, off, n) }
+
+// fdatasync spares the journal when the length and the blocks have not changed.
+func fdatasync(fd int) error { return unix.Fdatasync(fd) }
+
+// writeBack begins to write dirty pages. It waits for a full device queue only, and reports no error of the medium:
+// those stay for fdatasync.
+func writeBack(fd int, off, n int64) error {
+	return unix.SyncFileRange(fd, off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
+func identity(name string, fi fs.FileInfo) (Identity, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, name, 0, unix.STATX_INO|unix.STATX_BTIME, &st)
+	if err != nil { // an old kernel, or a filter of system calls
+		return Identity{Inode: fi.Sys().(*syscall.Stat_t).Ino}, nil
+	}
+	id := Identity{Inode: st.Ino}
+	if st.Mask&unix.STATX_BTIME != 0 {
+		id.Birth = st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
+	}
+	return id, nil
+}

@@ -1,0 +1,18 @@
+//go:build unix && !linux
+
+package vfs
+
+import (
+	"errors"
+	"io/fs"
+	"syscall"
+)
+
+func fallocate(int, int64, int64) error { return errors.ErrUnsupported }
+
+func writeBack(int, int64, int64) error { return errors.ErrUnsupported }
+
+func identity(_ string, fi fs.FileInfo) (Identity, error) {
+	st := fi.Sys().(*syscall.Stat_t)
+	return Identity{Inode: uint64(st.Ino), Birth: birth(st)}, nil
+}
