@@ -1,0 +1,54 @@
+package waltest_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"shiplog/wal/vfs"
+	"shiplog/wal/waltest"
+)
+
+// TestShutdownLosesWhatIsNotSynced shows that a cut is one: synced bytes are there, unsynced ones are not.
+func TestShutdownLosesWhatIsNotSynced(t *testing.T) {
+	for _, kind := range []string{"ext4", "xfs"} {
+		t.Run(kind, func(t *testing.T) {
+			m := waltest.NewMount(t, kind, 32<<20)
+			name := filepath.Join(m.Dir, "f")
+			f := create(t, vfs.OS, name, []byte("synced"))
+			must(t, f.Sync())
+			must(t, vfs.OS.SyncDir(m.Dir))
+			_, err := f.WriteAt([]byte("unsynced"), 6)
+			must(t, err)
+			must(t, create(t, vfs.OS, filepath.Join(m.Dir, "g"), nil).Close())
+			must(t, m.Shutdown())
+			if err := f.Datasync(); err == nil {
+				t.Error("a sync succeeded without power")
+			}
+			_ = f.Close()
+			must(t, m.Restart())
+			if got, err := os.ReadFile(name); err != nil || string(got) != "synced" {
+				t.Errorf("got %q, %v", got, err)
+			}
+			if _, err := os.Stat(filepath.Join(m.Dir, "g")); err == nil {
+				t.Error("a name survived without a sync")
+			}
+		})
+	}
+}
+
+// TestIdentityAcrossMounts shows that a directory is the same one after a restart of the machine.
+func TestIdentityAcrossMounts(t *testing.T) {
+	m := waltest.NewMount(t, "ext4", 32<<20)
+	dir := filepath.Join(m.Dir, "dir")
+	must(t, vfs.OS.MkdirAll(dir, 0o755))
+	must(t, vfs.OS.SyncDir(m.Dir))
+	before, err := vfs.OS.Stat(dir)
+	must(t, err)
+	must(t, m.Restart())
+	after, err := vfs.OS.Stat(dir)
+	must(t, err)
+	if before.ID != after.ID || before.ID.Birth == 0 {
+		t.Errorf("%+v became %+v", before.ID, after.ID)
+	}
+}
