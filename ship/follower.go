@@ -1,0 +1,356 @@
+package ship
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"shiplog/wal"
+)
+
+// maxHops is how many upstreams may lie between a follower and the leader. Nodes that follow each other in a ring
+// count up to it and let go.
+const maxHops = 16
+
+// errCut says that the log was cut back to the fork, and that the next attempt will go further.
+var errCut = errors.New("ship: log cut back to the fork")
+
+// Follower keeps a node's log equal to its upstream's. Its methods may be called at the same time.
+type Follower struct {
+	node    FollowerNode
+	log     *wal.Log
+	opts    FollowerOptions
+	running atomic.Bool
+
+	mu    sync.Mutex // guards the fields below
+	st    FollowerStatus
+	fresh freshness
+}
+
+// FollowerStatus is what a follower knows of its upstream.
+type FollowerStatus struct {
+	Connected    bool // the handshake is done and the stream runs
+	Upstream     string
+	UpstreamID   wal.NodeID
+	UpstreamName string
+	UpstreamAddr string     // where clients reach the upstream, as it advertises
+	Leader       wal.NodeID // of the epoch
+	Epoch        wal.Epoch  // of the end of the upstream's log
+	Hops         uint32     // upstreams between the upstream and the leader
+	Since        time.Time  // connected since, or disconnected since
+	LastContact  time.Time  // last message from the upstream
+	Head         wal.LSN    // the upstream's, when it last told
+	Committed    wal.LSN
+	LagBytes     uint64    // committed bytes that this node's readers do not see yet; grows when cut off only by what is known
+	LeaderClock  time.Time // the leader's clock in the last mark
+	FreshAsOf    time.Time // the leader's clock when all that this node's readers see was all that was committed; zero: never
+	Received     uint64    // log bytes received since Run began
+	Attempts     uint64    // connections tried since Run began
+	Cuts         uint64    // cuts back to a fork since Run began
+	LastError    error     // why the last connection ended or failed; nil while it has not
+}
+
+// NewFollower returns a Follower that feeds node's log. It starts nothing.
+func NewFollower(node FollowerNode, o *FollowerOptions) (*Follower, error) {
+	opts, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if opts.Jitter == nil {
+		opts.Jitter = rand.Float64
+	}
+	f := &Follower{node: node, log: node.Log(), opts: opts}
+	f.st.Upstream, f.st.Since = opts.Upstream, time.Now()
+	return f, nil
+}
+
+// Run follows until ctx ends, reconnecting with back-off after every error that may pass. It returns ctx's error,
+// or an error that an operator must resolve: an [*Error] whose Final is true, or one of this node's own log. All
+// goroutines have ended on return; bytes that were received but not synced are synced by the log's Close.
+func (f *Follower) Run(ctx context.Context) error {
+	if !f.running.CompareAndSwap(false, true) {
+		return ErrRunning
+	}
+	defer f.running.Store(false)
+	pause := f.opts.BackoffMin
+	for {
+		streamed, err := f.follow(ctx)
+		f.disconnected(err)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if final(err) {
+			f.opts.Logger.Error("follower stopped", "upstream", f.opts.Upstream, "error", err)
+			return err
+		}
+		if streamed || errors.Is(err, errCut) {
+			pause = f.opts.BackoffMin
+		}
+		// Half of the pause is random, so that followers that lost one leader do not come back as one.
+		wait := pause/2 + time.Duration(f.opts.Jitter()*float64(pause/2))
+		f.opts.Logger.Warn("upstream lost", "upstream", f.opts.Upstream, "error", err, "retry_in", wait)
+		pause = min(2*pause, f.opts.BackoffMax)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// follow makes one connection and stays with it. streamed says that it came as far as a stream that ran for at
+// least a heartbeat, so that the back-off starts again.
+func (f *Follower) follow(ctx context.Context) (streamed bool, err error) {
+	nc, err := f.dial(ctx)
+	if err != nil {
+		return false, fmt.Errorf("ship: dial: %w", err)
+	}
+	defer nc.Close()
+	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
+	defer stop()
+	c := newConn(nc, f.opts.Timeout)
+	w, err := f.join(c)
+	if err != nil {
+		return false, err
+	}
+	r := newReceiver(f, c, w)
+	f.connected(w)
+	f.opts.Logger.Info("following", "upstream", f.opts.Upstream, "node", w.Node.String(), "epoch", w.Epoch.String(),
+		"start_lsn", w.Start.String())
+	began := time.Now()
+	err = r.run()
+	return time.Since(began) >= r.heartbeat, err
+}
+
+func (f *Follower) dial(ctx context.Context) (net.Conn, error) {
+	f.mu.Lock()
+	f.st.Attempts++
+	f.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, f.opts.HandshakeTimeout)
+	defer cancel()
+	switch {
+	case f.opts.Dial != nil:
+		return f.opts.Dial(ctx)
+	case f.opts.TLS != nil:
+		d := tls.Dialer{Config: f.opts.TLS}
+		return d.DialContext(ctx, "tcp", f.opts.Upstream)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", f.opts.Upstream)
+}
+
+// join takes a connection through the handshake to a Welcome that this side has checked.
+func (f *Follower) join(c *conn) (*Welcome, error) {
+	if err := c.nc.SetDeadline(time.Now().Add(f.opts.HandshakeTimeout)); err != nil {
+		return nil, ioError("handshake", err)
+	}
+	if err := c.handshake(Dialer, f.opts.Secret, f.opts.Random); err != nil {
+		return nil, err
+	}
+	j, err := f.position()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.nc.Write(c.appendMessage(nil, j)); err != nil {
+		return nil, ioError("send join", err)
+	}
+	_, m, err := c.next()
+	if err != nil {
+		return nil, err
+	}
+	switch m := m.(type) {
+	case *Welcome:
+		if err := f.check(j, m); err != nil {
+			var e *Error
+			if errors.As(err, &e) {
+				c.goodbye(e, min(goodbyeTime, f.opts.HandshakeTimeout))
+			}
+			return nil, err
+		}
+		return m, c.start(f.opts.Timeout)
+	case *Refusal:
+		e := m.err()
+		if e.Code == CodeDiverged {
+			return nil, f.cut(j, e)
+		}
+		return nil, e
+	}
+	return nil, refuse(CodeProtocol, "want a welcome or a refusal")
+}
+
+// position says who and where this node is.
+func (f *Follower) position() (*Join, error) {
+	j := &Join{
+		Database: f.opts.Database, Node: f.log.NodeID(), Promised: f.log.Promised(), Role: RoleVoter,
+		Name: f.opts.Name, Addr: f.opts.Addr, Empty: f.log.Empty(),
+	}
+	if f.opts.Observer {
+		j.Role = RoleObserver
+	}
+	if j.Empty {
+		return j, nil
+	}
+	j.Database = f.log.DatabaseID()
+	if !f.opts.Database.IsZero() && f.opts.Database != j.Database {
+		e := refuse(CodeDatabase, "the log holds %s, wanted is %s", j.Database, f.opts.Database)
+		e.DB = j.Database
+		return nil, e
+	}
+	d, err := f.log.DigestAt(f.log.Head())
+	if err != nil {
+		return nil, fmt.Errorf("ship: digest at the head: %w", err)
+	}
+	j.End, j.Digest, j.History = f.log.Head(), d, newest(f.log.History())
+	j.Durable, j.Committed = min(f.log.Durable(), j.End), min(f.node.Committed(), j.End)
+	return j, nil
+}
+
+// check judges a Welcome by this node's own knowledge, and persists its epoch before anything is acknowledged.
+func (f *Follower) check(j *Join, w *Welcome) error {
+	last := w.History[len(w.History)-1]
+	switch {
+	case w.Node == j.Node:
+		return refuse(CodeSelf, "node %s", w.Node)
+	case !j.Database.IsZero() && w.Database != j.Database:
+		e := refuse(CodeDatabase, "upstream has %s, wanted is %s", w.Database, j.Database)
+		e.DB = j.Database
+		return e
+	case w.Hops >= maxHops:
+		return refuse(CodeLoop, "%d upstreams to the leader", w.Hops)
+	case w.Epoch != last.Epoch || w.Leader != last.Leader || w.SegmentSize&(w.SegmentSize-1) != 0 || w.SegmentSize == 0:
+		return refuse(CodeProtocol, "welcome: fields disagree")
+	}
+	up, down := view{history: w.History, tail: w.Tail, end: w.Head}, view{history: j.History, end: j.End}
+	start, e := place(up, down, j.Empty, j.Promised, j.Committed, w.SegmentSize)
+	switch {
+	case e != nil:
+		return e
+	case start != w.Start:
+		return refuse(CodeProtocol, "upstream starts at %s, wanted is %s", w.Start, start)
+	case !j.Empty && w.Digest != j.Digest:
+		e := refuse(CodeDigest, "at %s upstream has digest %s, the follower %s", start, w.Digest, j.Digest)
+		e.LSN, e.Digest = start, j.Digest
+		return e
+	}
+	return f.promise(w.Epoch)
+}
+
+// promise persists an epoch that is higher than every one seen so far.
+func (f *Follower) promise(e wal.Epoch) error {
+	if e <= f.log.Promised() {
+		return nil
+	}
+	if err := f.node.Fence(e); err != nil {
+		return fmt.Errorf("ship: promise epoch %s: %w", e, err)
+	}
+	return nil
+}
+
+// cut cuts the log back to the fork that the upstream named, when this node may do that by itself.
+func (f *Follower) cut(j *Join, r *Error) error {
+	down := view{history: j.History, tail: f.log.Tail(), end: j.End}
+	var digest wal.Digest
+	if r.LSN < down.end && r.LSN >= down.tail {
+		var err error
+		if digest, err = f.log.DigestAt(r.LSN); err != nil {
+			return fmt.Errorf("ship: digest at the fork %s: %w", r.LSN, err)
+		}
+	}
+	if e := mayCut(down, j.Committed, r, digest); e != nil {
+		return e
+	}
+	if err := f.promise(r.Epoch); err != nil {
+		return err
+	}
+	f.opts.Logger.Warn("cutting the log back to the fork", "fork_lsn", r.LSN.String(), "end_lsn", j.End.String(),
+		"epoch", r.Epoch.String())
+	truncate := f.log.Truncate
+	if n, ok := f.node.(Cutter); ok {
+		truncate = n.CutLog
+	}
+	if err := truncate(r.LSN); err != nil {
+		return fmt.Errorf("ship: cut to %s: %w", r.LSN, err)
+	}
+	f.mu.Lock()
+	f.st.Cuts++
+	f.mu.Unlock()
+	return fmt.Errorf("%w %s", errCut, r.LSN)
+}
+
+func (f *Follower) connected(w *Welcome) {
+	now := time.Now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	st := &f.st
+	st.Connected, st.Since, st.LastContact = true, now, now
+	st.UpstreamID, st.UpstreamName, st.UpstreamAddr = w.Node, w.Name, w.Addr
+	st.Leader, st.Epoch, st.Hops = w.Leader, w.Epoch, w.Hops
+	st.Head, st.Committed = w.Head, max(st.Committed, w.Committed)
+}
+
+func (f *Follower) disconnected(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.st.Connected {
+		f.st.Since = time.Now()
+	}
+	f.st.Connected, f.st.LastError = false, err
+}
+
+// marked takes up a mark that was checked.
+func (f *Follower) marked(m *Mark) {
+	now := time.Now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	st := &f.st
+	st.LastContact, st.Head, st.Epoch, st.Hops = now, m.Head, m.Epoch, m.Hops
+	st.Committed = max(st.Committed, m.Committed)
+	st.LeaderClock = time.UnixMilli(m.Clock)
+	f.fresh.mark(m.Committed, m.Clock)
+	f.fresh.see(f.node.Visible())
+}
+
+func (f *Follower) receivedBytes(n int) {
+	now := time.Now()
+	f.mu.Lock()
+	f.st.Received += uint64(n)
+	f.st.LastContact = now
+	f.mu.Unlock()
+}
+
+func (f *Follower) hops() uint32 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.st.Hops
+}
+
+// leaderClock returns the leader's clock in the last mark, in Unix milliseconds; 0 before the first.
+func (f *Follower) leaderClock() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.st.LeaderClock.IsZero() {
+		return 0
+	}
+	return f.st.LeaderClock.UnixMilli()
+}
+
+// Status returns what this follower knows of its upstream. It does not wait.
+func (f *Follower) Status() FollowerStatus {
+	visible := f.node.Visible()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if asOf := f.fresh.see(visible); asOf != 0 {
+		f.st.FreshAsOf = time.UnixMilli(asOf)
+	}
+	st := f.st
+	if st.Committed > visible {
+		st.LagBytes = uint64(st.Committed - visible)
+	}
+	return st
+}

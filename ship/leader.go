@@ -1,0 +1,417 @@
+package ship
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"shiplog/wal"
+)
+
+// Leader feeds followers. It serves any node that has a log: one that follows itself feeds a cascade. All methods
+// may be called at the same time.
+type Leader struct {
+	node  LeaderNode
+	log   *wal.Log
+	opts  LeaderOptions
+	began time.Time
+
+	// pushed says that [Leader.Push] is called after appends, so that voters' sessions need not hurry by themselves.
+	pushed atomic.Bool
+	// voters is the list of sessions that Push serves; replaced as a whole under mu.
+	voters atomic.Pointer[[]*session]
+
+	handshakes chan struct{} // one token for each connection that has not proved anything yet
+
+	mu        sync.Mutex // guards the fields below
+	closing   bool
+	listeners map[net.Listener]struct{}
+	pending   map[net.Conn]struct{} // in the handshake
+	sessions  map[wal.NodeID]*session
+	wg        sync.WaitGroup // connections; Add only under mu while not closing
+}
+
+// NewLeader returns a Leader that ships node's log. It starts nothing.
+func NewLeader(node LeaderNode, o *LeaderOptions) (*Leader, error) {
+	opts, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Leader{
+		node: node, log: node.Log(), opts: opts, began: time.Now(),
+		handshakes: make(chan struct{}, opts.MaxHandshakes),
+		listeners:  map[net.Listener]struct{}{},
+		pending:    map[net.Conn]struct{}{},
+		sessions:   map[wal.NodeID]*session{},
+	}, nil
+}
+
+// Serve accepts followers on ln until [Leader.Shutdown], and then returns [ErrLeaderClosed]; any other error is
+// the listener's. It closes ln. Without a secret only loopback TCP listeners, and listeners that are no network's,
+// are served.
+func (l *Leader) Serve(ln net.Listener) error {
+	defer ln.Close()
+	if a, ok := ln.Addr().(*net.TCPAddr); ok && len(l.opts.Secret) == 0 && !l.opts.Insecure && !a.IP.IsLoopback() {
+		return fmt.Errorf("serve %v: %w", a, ErrNoSecret)
+	}
+	l.mu.Lock()
+	if l.closing {
+		l.mu.Unlock()
+		return ErrLeaderClosed
+	}
+	l.listeners[ln] = struct{}{}
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		delete(l.listeners, ln)
+		l.mu.Unlock()
+	}()
+	pause := time.Duration(0)
+	for {
+		nc, err := ln.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			l.accept(nc)
+		case l.isClosing():
+			return ErrLeaderClosed
+		case isTemporary(err):
+			// Out of descriptors, most likely: let some go.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			l.opts.Logger.Warn("accept failed", "error", err, "retry_in", pause)
+			time.Sleep(pause)
+		default:
+			return fmt.Errorf("accept: %w", err)
+		}
+	}
+}
+
+func isTemporary(err error) bool {
+	var ne net.Error
+	//nolint:staticcheck // Accept's errors are where Temporary still has a meaning: net/http asks it as well.
+	return errors.As(err, &ne) && ne.Temporary()
+}
+
+func (l *Leader) isClosing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closing
+}
+
+// accept starts the goroutine of one connection, or hangs up when too many have not proved anything yet.
+func (l *Leader) accept(nc net.Conn) {
+	select {
+	case l.handshakes <- struct{}{}:
+	default:
+		l.opts.Logger.Warn("too many handshakes under way", "remote", nc.RemoteAddr().String())
+		_ = nc.Close()
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing {
+		<-l.handshakes
+		_ = nc.Close()
+		return
+	}
+	l.pending[nc] = struct{}{}
+	l.wg.Add(1)
+	go l.handle(nc) // ends with the connection; Shutdown closes it and waits
+}
+
+// handle runs one connection from its first byte to its last.
+func (l *Leader) handle(nc net.Conn) {
+	defer l.wg.Done()
+	defer nc.Close()
+	s, err := l.welcome(nc)
+	l.mu.Lock()
+	delete(l.pending, nc)
+	l.mu.Unlock()
+	<-l.handshakes
+	if err != nil {
+		l.opts.Logger.Warn("follower refused", "remote", nc.RemoteAddr().String(), "error", err)
+		return
+	}
+	l.opts.Logger.Info("follower connected", "name", s.join.Name, "node", s.join.Node.String(),
+		"remote", nc.RemoteAddr().String(), "start_lsn", s.start.String())
+	err = s.run()
+	l.remove(s)
+	l.opts.Logger.Info("follower gone", "name", s.join.Name, "node", s.join.Node.String(), "error", err)
+}
+
+// welcome takes a connection through handshake and Join to a session, or refuses it.
+func (l *Leader) welcome(nc net.Conn) (*session, error) {
+	if err := nc.SetDeadline(time.Now().Add(l.opts.HandshakeTimeout)); err != nil {
+		return nil, err
+	}
+	if l.opts.TLS != nil {
+		t := tls.Server(nc, l.opts.TLS)
+		if err := t.Handshake(); err != nil {
+			return nil, ioError("TLS handshake", err)
+		}
+		nc = t
+	}
+	c := newConn(nc, l.opts.Timeout)
+	if err := c.handshake(Acceptor, l.opts.Secret, l.opts.Random); err != nil {
+		return nil, err
+	}
+	s, err := l.join(c)
+	if err == nil {
+		return s, nil
+	}
+	var e *Error
+	if !errors.As(err, &e) {
+		if errors.Is(err, ErrTimeout) {
+			return nil, err
+		}
+		e = &Error{Code: CodeInternal, Err: err}
+	}
+	if !e.Remote {
+		c.goodbye(e, min(time.Second, l.opts.HandshakeTimeout))
+	}
+	return nil, err
+}
+
+// join reads the follower's Join, decides, and sends the Welcome.
+func (l *Leader) join(c *conn) (*session, error) {
+	_, m, err := c.next()
+	if err != nil {
+		return nil, err
+	}
+	j, ok := m.(*Join)
+	if !ok {
+		return nil, refuse(CodeProtocol, "want a join")
+	}
+	start, w, err := l.decide(j)
+	if err != nil {
+		return nil, err
+	}
+	s := newSession(l, c, j, start)
+	if err := l.add(s); err != nil {
+		return nil, err
+	}
+	w.HeartbeatMS, w.TimeoutMS = uint32(l.opts.Heartbeat.Milliseconds()), uint32(l.opts.Timeout.Milliseconds())
+	w.Name, w.Addr = l.opts.Name, l.opts.Addr
+	if _, err := c.nc.Write(c.appendMessage(nil, w)); err != nil {
+		l.remove(s)
+		return nil, ioError("send welcome", err)
+	}
+	if err := c.start(l.opts.Timeout); err != nil {
+		l.remove(s)
+		return nil, err
+	}
+	return s, nil
+}
+
+// decide compares the follower's position with this node's log. It returns where to start and the Welcome.
+func (l *Leader) decide(j *Join) (wal.LSN, *Welcome, error) {
+	switch {
+	case l.isClosing():
+		return 0, nil, refuse(CodeShutdown, "")
+	case j.Node == l.log.NodeID():
+		return 0, nil, refuse(CodeSelf, "node %s", j.Node)
+	case l.log.Empty():
+		return 0, nil, refuse(CodeNotReady, "no database yet")
+	case !j.Database.IsZero() && j.Database != l.log.DatabaseID():
+		e := refuse(CodeDatabase, "upstream has %s, the follower %s", l.log.DatabaseID(), j.Database)
+		e.DB = l.log.DatabaseID()
+		return 0, nil, e
+	}
+	up := view{history: l.log.History(), tail: l.log.Tail(), end: l.log.Head()}
+	relay := l.upstream() != nil
+	if p := l.log.Promised(); !relay && p > up.epoch() {
+		e := refuse(CodeFenced, "upstream is at epoch %s and knows of %s", up.epoch(), p)
+		e.Epoch = p
+		return 0, nil, e
+	}
+	down := view{history: j.History, end: j.End}
+	size := uint64(l.log.SegmentSize())
+	start, e := place(up, down, j.Empty, j.Promised, j.Committed, size)
+	if e != nil {
+		return 0, nil, l.refusePlace(e)
+	}
+	digest, err := l.log.DigestAt(start)
+	switch {
+	case errors.Is(err, wal.ErrNotBoundary):
+		e := refuse(CodeDigest, "the follower's end %s is not the end of a frame here", start)
+		e.LSN = start
+		return 0, nil, e
+	case err != nil && !j.Empty:
+		return 0, nil, fmt.Errorf("digest at %s: %w", start, err)
+	case !j.Empty && digest != j.Digest:
+		e := refuse(CodeDigest, "at %s upstream has digest %s, the follower %s", start, digest, j.Digest)
+		e.LSN, e.Digest = start, digest
+		return 0, nil, e
+	}
+	return start, &Welcome{
+		Database: l.log.DatabaseID(), Node: l.log.NodeID(), Leader: up.leader(), Epoch: up.epoch(), Hops: l.hops(),
+		Start: start, Digest: digest, Tail: up.tail, Head: max(up.end, start), Committed: min(l.node.Committed(), up.end),
+		SegmentSize: size, History: newest(up.history),
+	}, nil
+}
+
+// refusePlace adds to a refusal what only this node knows, and acts on a higher epoch before it answers.
+func (l *Leader) refusePlace(e *Error) error {
+	switch e.Code {
+	case CodeFenced:
+		if err := l.node.Fence(e.Epoch); err != nil {
+			return fmt.Errorf("fence at epoch %s: %w", e.Epoch, err)
+		}
+	case CodeDiverged:
+		d, err := l.log.DigestAt(e.LSN)
+		if err != nil {
+			e.Text += "; no digest there: " + err.Error()
+			e.Epoch, e.Node, e.Mine = 0, wal.NodeID{}, 0
+			break
+		}
+		e.Digest = d
+	}
+	return e
+}
+
+// add takes up a session; an older one of the same node is ended first, and waited for, so that the node hears
+// PeerGone before anything of the new one.
+func (l *Leader) add(s *session) error {
+	for {
+		l.mu.Lock()
+		old := l.sessions[s.join.Node]
+		switch {
+		case l.closing:
+			l.mu.Unlock()
+			return refuse(CodeShutdown, "")
+		case old == nil && len(l.sessions) >= l.opts.MaxPeers:
+			l.mu.Unlock()
+			return refuse(CodeBusy, "%d followers", l.opts.MaxPeers)
+		case old == nil:
+			l.sessions[s.join.Node] = s
+			l.mu.Unlock()
+			return nil
+		}
+		l.mu.Unlock()
+		old.fail(refuse(CodeReplaced, ""))
+		<-old.gone
+	}
+}
+
+// remove forgets a session that has ended or never began.
+func (l *Leader) remove(s *session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sessions[s.join.Node] == s {
+		delete(l.sessions, s.join.Node)
+	}
+	l.listVoters()
+	close(s.gone)
+}
+
+// listVoters rebuilds the list for Push. l.mu is held.
+func (l *Leader) listVoters() {
+	var v []*session
+	for _, s := range l.sessions {
+		if s.voter.Load() {
+			v = append(v, s)
+		}
+	}
+	l.voters.Store(&v)
+}
+
+// Push sends what was appended since the last call to voters that are waiting for it, in the caller's goroutine
+// and without ever waiting: a voter whose socket is full, or whose session is busy, is left to its session. The
+// node calls it after each append and before it syncs, which saves the wake-up of a goroutine, so that both disks
+// work at the same time.
+func (l *Leader) Push() {
+	if !l.pushed.Load() {
+		l.pushed.Store(true)
+	}
+	v := l.voters.Load()
+	if v == nil {
+		return
+	}
+	for _, s := range *v {
+		s.push()
+	}
+}
+
+func (l *Leader) upstream() *Follower {
+	if l.opts.Upstream == nil {
+		return nil
+	}
+	return l.opts.Upstream()
+}
+
+// hops returns how many upstreams lie between this node and the leader, itself not counted at the leader.
+func (l *Leader) hops() uint32 {
+	if u := l.upstream(); u != nil {
+		return u.hops() + 1
+	}
+	return 0
+}
+
+// clock returns the leader's clock: this node's, or what its upstream last told.
+func (l *Leader) clock() int64 {
+	if u := l.upstream(); u != nil {
+		return u.leaderClock()
+	}
+	if c, ok := l.node.(LogClock); ok {
+		return c.LogTime()
+	}
+	return l.opts.Now().UnixMilli()
+}
+
+// Shutdown stops accepting, gives each follower until ctx ends to receive what it is due, tells it that this side
+// is shutting down, and waits for all goroutines. It returns ctx's error when it had to cut someone off. It may be
+// called again.
+func (l *Leader) Shutdown(ctx context.Context) error {
+	l.mu.Lock()
+	l.closing = true
+	for ln := range l.listeners {
+		_ = ln.Close() // Serve reports
+	}
+	for nc := range l.pending {
+		_ = nc.Close()
+	}
+	for _, s := range l.sessions {
+		s.drain()
+	}
+	l.mu.Unlock()
+	done := make(chan struct{})
+	go func() { // ends when the last connection has
+		l.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	for _, s := range l.sessions {
+		s.fail(refuse(CodeShutdown, ""))
+		_ = s.c.nc.Close()
+	}
+	l.mu.Unlock()
+	<-done
+	return ctx.Err()
+}
+
+// Peers returns the state of all connected followers, by name.
+func (l *Leader) Peers() []PeerStatus {
+	l.mu.Lock()
+	var all []PeerStatus
+	for _, s := range l.sessions {
+		all = append(all, s.status())
+	}
+	l.mu.Unlock()
+	slices.SortFunc(all, func(a, b PeerStatus) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), bytes.Compare(a.ID[:], b.ID[:]))
+	})
+	return all
+}

@@ -1,0 +1,51 @@
+package ship
+
+import "shiplog/wal"
+
+// Node is what both sides need of the node whose log they ship. The engine's DB is one.
+type Node interface {
+	// Log returns the node's log.
+	Log() *wal.Log
+	// Committed, Applied and Visible return the node's marks; see the package documentation of wal for the words.
+	Committed() wal.LSN
+	Applied() wal.LSN
+	Visible() wal.LSN
+	// Subscribe has a value sent to ch, without blocking, whenever the head or a mark has moved.
+	Subscribe(ch chan<- struct{}) (cancel func())
+	// Fence says that a higher epoch was seen. It is persisted, and writes have stopped, on return.
+	Fence(e wal.Epoch) error
+}
+
+// LeaderNode is what a [Leader] needs of its node.
+type LeaderNode interface {
+	Node
+	// AdmitPeer is called when a follower that wishes to be a voter is durable up to the committed mark, as read
+	// when it had been sent everything below it; and again at intervals while the answer is no. It reports whether
+	// the follower is a voter. It may append to the log; it does not wait for a commit.
+	AdmitPeer(id wal.NodeID, name, addr string) (voter bool, err error)
+	// PeerAck tells how far a follower is, voter or not. It does not block.
+	PeerAck(id wal.NodeID, received, durable, applied, visible wal.LSN)
+	// PeerGone says that a follower's connection ended; it is called once after the last PeerAck.
+	PeerGone(id wal.NodeID)
+}
+
+// FollowerNode is what a [Follower] needs of its node.
+type FollowerNode interface {
+	Node
+	// FollowMark says that everything below committed is committed in the history that is being followed, and what
+	// the leader's clock showed (Unix milliseconds) when it said so.
+	FollowMark(committed wal.LSN, leaderTime int64) error
+}
+
+// Cutter is implemented by follower nodes that must know of a cut of their log, to drop what they derived from
+// the bytes above it. CutLog does what wal.Log.Truncate does, and that. For a node that is no Cutter the log is
+// truncated directly.
+type Cutter interface {
+	CutLog(to wal.LSN) error
+}
+
+// LogClock is implemented by leader nodes that have a better clock than the system's: log time, which never falls.
+type LogClock interface {
+	// LogTime returns Unix milliseconds.
+	LogTime() int64
+}

@@ -1,0 +1,372 @@
+package ship
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"shiplog/wal"
+)
+
+const (
+	// receiveBuffer holds bytes that wait for the rest of their frame, and is what one read of the socket can fill.
+	receiveBuffer = 1 << 20
+	// receiveChunk is how many bytes are gathered before they are checked and written: large enough to spread the
+	// cost of a call, small enough to be in the cache still.
+	receiveChunk = 256 << 10
+	// lazyAck is how long news of visibility alone may wait: nobody does.
+	lazyAck = 5 * time.Millisecond
+)
+
+// receiver is one connection of a follower. Three goroutines: the one that receives, which appends and, when the
+// upstream says that someone waits, syncs by itself; one that syncs what nobody waits for; one that tells the
+// upstream what has changed, and that this node lives.
+type receiver struct {
+	f         *Follower
+	c         *conn
+	heartbeat time.Duration
+
+	// receiving goroutine
+	buf   []byte
+	r, w  int     // buf[r:w] was received and not yet appended
+	next  wal.LSN // of the next byte to be received
+	epoch wal.Epoch
+	first *Welcome // what the first bytes of an empty log must agree with; nil once the log has a header
+
+	done     chan struct{} // closed by fail
+	failOnce sync.Once
+	err      error
+
+	unsynced atomic.Int64
+	syncing  atomic.Bool // the receiving goroutine syncs, and acknowledges right after it
+	echo     atomic.Uint64
+	tell     chan struct{} // one token: look for news
+	syncSoon chan struct{} // one token: sync within SyncDelay
+	syncNow  chan struct{} // one token: sync
+
+	sendMu sync.Mutex // guards the sending half and the fields below
+	out    []byte
+	told   Positions
+	broken bool
+}
+
+func newReceiver(f *Follower, c *conn, w *Welcome) *receiver {
+	r := &receiver{
+		f: f, c: c, heartbeat: f.opts.Heartbeat, buf: make([]byte, receiveBuffer), next: w.Start, epoch: w.Epoch,
+		done: make(chan struct{}),
+		tell: make(chan struct{}, 1), syncSoon: make(chan struct{}, 1), syncNow: make(chan struct{}, 1),
+	}
+	if f.log.Empty() {
+		r.first = w
+	}
+	if r.heartbeat == 0 {
+		r.heartbeat = time.Duration(w.HeartbeatMS) * time.Millisecond
+	}
+	// Whatever the upstream asks for: often enough for its patience, and not a flood.
+	r.heartbeat = max(min(r.heartbeat, time.Duration(w.TimeoutMS)*time.Millisecond/3), time.Millisecond)
+	return r
+}
+
+// run receives until the connection ends, and returns why it did.
+func (r *receiver) run() error {
+	sub := make(chan struct{}, 1)
+	cancel := r.f.node.Subscribe(sub)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { r.fail(r.acks(sub)) }) // ended by fail
+	wg.Go(func() { r.fail(r.syncs()) })   // ended by fail
+	r.fail(r.receive())
+	wg.Wait()
+	var e *Error
+	if errors.As(r.err, &e) && !e.Remote && !r.broken {
+		r.c.goodbye(e, goodbyeTime)
+	}
+	return r.err
+}
+
+// fail ends the connection; the first cause stays.
+func (r *receiver) fail(err error) {
+	r.failOnce.Do(func() {
+		if err == nil {
+			err = errors.New("ship: stream ended")
+		}
+		r.err = err
+		close(r.done)
+		r.c.interrupt()
+	})
+}
+
+func (r *receiver) receive() error {
+	for {
+		h, m, err := r.c.next()
+		if err != nil {
+			return err
+		}
+		switch m := m.(type) {
+		case nil:
+			err = r.data(h)
+		case *Mark:
+			err = r.mark(m)
+		case *Refusal:
+			return m.err()
+		default:
+			return refuse(CodeProtocol, "an upstream sends data and marks")
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// data takes the body of a Data message: checks, appends, and syncs or has it synced.
+func (r *receiver) data(h Header) error {
+	if h.LSN != r.next {
+		return refuse(CodeProtocol, "data for %s, wanted is %s", h.LSN, r.next)
+	}
+	hurry := h.Flags&DataSync != 0
+	if hurry {
+		r.syncing.Store(true)
+	}
+	for left := int(h.Length); left > 0; {
+		if len(r.buf)-r.w < min(left, receiveChunk) {
+			r.w = copy(r.buf, r.buf[r.r:r.w])
+			r.r = 0
+		}
+		n, err := r.c.readData(r.buf[r.w:min(len(r.buf), r.w+left)])
+		if err != nil {
+			return err
+		}
+		r.w += n
+		r.next += wal.LSN(n)
+		left -= n
+		if left == 0 || r.w-r.r >= receiveChunk {
+			if err := r.take(); err != nil {
+				return err
+			}
+		}
+	}
+	r.f.receivedBytes(int(h.Length))
+	switch {
+	case hurry:
+		// The hand-off to another goroutine would cost more than the rest of the way.
+		if err := r.ack(false); err != nil {
+			return err
+		}
+		if err := r.sync(); err != nil {
+			return err
+		}
+		r.syncing.Store(false) // before the positions are read: what moves after that is the other goroutine's to tell
+		return r.ack(false)
+	case r.unsynced.Load() >= r.f.opts.SyncBytes:
+		signal(r.syncNow)
+	default:
+		signal(r.syncSoon)
+	}
+	signal(r.tell)
+	return nil
+}
+
+// take appends the whole frames of what was received. Nothing that does not validate at its position is written.
+func (r *receiver) take() error {
+	at := r.next - wal.LSN(r.w-r.r)
+	if r.first != nil {
+		if r.w-r.r < wal.HeaderSize {
+			return nil
+		}
+		if err := r.founds(r.buf[r.r:r.w]); err != nil {
+			return err
+		}
+	}
+	n, err := r.f.log.AppendRaw(at, r.buf[r.r:r.w])
+	r.r += n
+	r.unsynced.Add(int64(n))
+	if r.r == r.w {
+		r.r, r.w = 0, 0
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, wal.ErrInvalid), errors.Is(err, wal.ErrGap), errors.Is(err, wal.ErrEpoch):
+		return &Error{Code: CodeCorrupt, LSN: at + wal.LSN(n), Text: fmt.Sprintf("at %s", at+wal.LSN(n)), Err: err}
+	default:
+		return fmt.Errorf("ship: append at %s: %w", at+wal.LSN(n), err)
+	}
+	if n > 0 {
+		r.first = nil
+		if e := r.f.log.Epoch(); e > r.epoch {
+			r.epoch = e
+			return r.f.promise(e)
+		}
+	}
+	if r.w-r.r > receiveBuffer-receiveChunk {
+		return &Error{Code: CodeCorrupt, LSN: at + wal.LSN(n), Text: fmt.Sprintf("no frame at %s ends within %d bytes", at+wal.LSN(n), r.w-r.r)}
+	}
+	return nil
+}
+
+// founds checks the segment header that an empty log would begin with: what is written there binds this node to a
+// database.
+func (r *receiver) founds(p []byte) error {
+	var h wal.Header
+	if err := h.Unmarshal(p); err != nil {
+		return &Error{Code: CodeCorrupt, LSN: r.first.Start, Text: "first segment header", Err: err}
+	}
+	if h.Database != r.first.Database || h.Base != r.first.Start || uint64(h.SegmentSize) != r.first.SegmentSize || h.Digest != r.first.Digest {
+		return refuse(CodeProtocol, "the first segment header is not the one of the welcome")
+	}
+	return nil
+}
+
+// sync makes what was appended durable.
+func (r *receiver) sync() error {
+	r.unsynced.Store(0)
+	if _, err := r.f.log.Sync(); err != nil {
+		return fmt.Errorf("ship: sync: %w", err)
+	}
+	return nil
+}
+
+// mark takes up a mark: epoch, digest, then what is committed.
+func (r *receiver) mark(m *Mark) error {
+	switch {
+	case m.Epoch < r.epoch && m.Hops == 0:
+		return refuse(CodeProtocol, "upstream's epoch fell from %s to %s", r.epoch, m.Epoch)
+	case m.Hops >= maxHops:
+		return refuse(CodeLoop, "%d upstreams to the leader", m.Hops)
+	}
+	if err := r.f.promise(m.Epoch); err != nil {
+		return err
+	}
+	if m.HasDigest && r.first == nil {
+		if r.r != r.w || m.DigestLSN != r.next {
+			return refuse(CodeProtocol, "digest at %s, the stream is at %s", m.DigestLSN, r.next)
+		}
+		own, err := r.f.log.DigestAt(m.DigestLSN)
+		if err != nil {
+			return fmt.Errorf("ship: digest at %s: %w", m.DigestLSN, err)
+		}
+		if own != m.Digest {
+			e := refuse(CodeDigest, "at %s upstream has digest %s, the follower %s", m.DigestLSN, m.Digest, own)
+			e.LSN, e.Digest = m.DigestLSN, own
+			return e
+		}
+	}
+	if r.first == nil {
+		if err := r.f.node.FollowMark(m.Committed, m.Clock); err != nil {
+			return fmt.Errorf("ship: mark: %w", err)
+		}
+	}
+	r.f.marked(m)
+	r.echo.Store(m.Probe)
+	return nil
+}
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// syncs is the goroutine that syncs in the background.
+func (r *receiver) syncs() error {
+	t := time.NewTimer(time.Hour)
+	defer t.Stop()
+	for {
+		select {
+		case <-r.done:
+			return nil
+		case <-r.syncNow:
+		case <-r.syncSoon:
+			t.Reset(r.f.opts.SyncDelay)
+			select {
+			case <-r.done:
+				return nil
+			case <-r.syncNow:
+			case <-t.C:
+			}
+		}
+		if r.unsynced.Load() == 0 {
+			continue
+		}
+		if err := r.sync(); err != nil {
+			return err
+		}
+		signal(r.tell)
+	}
+}
+
+// acks is the goroutine that tells the upstream what has changed, and that this node lives.
+func (r *receiver) acks(sub <-chan struct{}) error {
+	tick := time.NewTicker(r.heartbeat)
+	defer tick.Stop()
+	lazy := time.NewTimer(time.Hour)
+	defer lazy.Stop()
+	if err := r.ack(true); err != nil {
+		return err
+	}
+	for {
+		force := false
+		select {
+		case <-r.done:
+			return nil
+		case <-tick.C:
+			force = true
+		case <-lazy.C:
+			force = true
+		case <-sub:
+		case <-r.tell:
+		}
+		if !force && r.syncing.Load() {
+			continue // an acknowledgement of more is on its way
+		}
+		if err := r.ack(force); err != nil {
+			return err
+		}
+		if r.news() == lazily {
+			lazy.Reset(lazyAck)
+		}
+	}
+}
+
+// positions returns how far this node is.
+func (r *receiver) positions() Positions {
+	// In this order each is at most as far as the next, also while all of them move.
+	p := Positions{Visible: r.f.node.Visible(), Applied: r.f.node.Applied(), Durable: r.f.log.Durable()}
+	p.Received = r.f.log.Head()
+	return p.ordered()
+}
+
+// news says how soon the upstream must be told what has changed.
+func (r *receiver) news() urgency {
+	r.sendMu.Lock()
+	defer r.sendMu.Unlock()
+	return urgent(r.told, r.positions())
+}
+
+// ack tells the upstream where this node is, if that has changed or force is set.
+func (r *receiver) ack(force bool) error {
+	r.sendMu.Lock()
+	defer r.sendMu.Unlock()
+	p := r.positions()
+	switch urgent(r.told, p) {
+	case atOnce:
+	default:
+		if !force {
+			return nil
+		}
+	}
+	r.told = p
+	r.out = r.c.appendMessage(r.out[:0], &Ack{
+		Received: p.Received, Durable: p.Durable, Applied: p.Applied, Visible: p.Visible, Echo: r.echo.Load(), Epoch: r.f.log.Epoch(),
+	})
+	n, err := r.c.try(r.out)
+	if err == nil && n < len(r.out) {
+		err = r.c.write(r.out[n:], stallFactor*r.f.opts.Timeout)
+	}
+	if err != nil {
+		r.broken = true
+	}
+	return err
+}

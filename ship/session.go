@@ -1,0 +1,490 @@
+package ship
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"shiplog/wal"
+)
+
+const (
+	// smallData is up to how many bytes are copied into the session's buffer and sent by one call together with
+	// their header. What is longer goes from the file to the socket.
+	smallData = 32 << 10
+	// minMessage is what messages shrink to when the peer takes them slowly.
+	minMessage = 64 << 10
+	// goodbyeTime is how long an ended connection lingers so that the peer reads why.
+	goodbyeTime = time.Second
+)
+
+// session feeds one follower. Its memory is fixed: one buffer of little more than smallData, the connection's
+// reading buffer, two goroutines. The sending half belongs to whoever holds sendMu: the sender's goroutine, or for
+// a moment a committing one in [Leader.Push].
+type session struct {
+	l     *Leader
+	c     *conn
+	join  *Join
+	start wal.LSN
+	since time.Time
+
+	kick chan struct{} // one token: look again
+	done chan struct{} // closed by fail
+	gone chan struct{} // closed by Leader.remove
+
+	failOnce sync.Once
+	err      error // why the session ended; set before done is closed
+
+	voter    atomic.Bool
+	eager    atomic.Bool // may become a voter: have it sync at once
+	draining atomic.Bool
+	sent     atomic.Uint64 // end of what was handed to the connection; written under sendMu
+
+	sendMu     sync.Mutex
+	buf        []byte
+	pend       []byte // rest of a message that the kernel took a part of; goes out before anything else
+	broken     bool   // the sending half stands inside a message
+	message    int    // most bytes of the next Data message
+	marked     wal.LSN
+	digested   wal.LSN
+	markedAt   time.Time
+	lastSendAt time.Time
+
+	mu       sync.Mutex // guards the fields below; never held over a call that waits
+	acked    Positions
+	seen     time.Time
+	rtt      time.Duration
+	askedAt  time.Time // when the node was last asked for admission
+	admitAt  wal.LSN   // committed mark when everything below it had been sent for the first time
+	caughtUp bool
+}
+
+func newSession(l *Leader, c *conn, j *Join, start wal.LSN) *session {
+	now := time.Now()
+	s := &session{
+		l: l, c: c, join: j, start: start, since: now, seen: now,
+		kick: make(chan struct{}, 1), done: make(chan struct{}), gone: make(chan struct{}),
+		message: MaxData, buf: make([]byte, 0, smallData+2*HeaderSize+markSize),
+	}
+	s.sent.Store(uint64(start))
+	s.acked.Received = min(start, j.End)
+	s.eager.Store(j.Role == RoleVoter)
+	return s
+}
+
+// run feeds the follower until the connection ends, and returns why it did.
+func (s *session) run() error {
+	sub := make(chan struct{}, 1)
+	cancel := s.l.node.Subscribe(sub)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.fail(s.send(sub)) }) // ended by fail
+	s.fail(s.receive())
+	wg.Wait()
+	cancel()
+	if s.voter.Swap(false) {
+		s.l.mu.Lock()
+		s.l.listVoters()
+		s.l.mu.Unlock()
+	}
+	s.sendMu.Lock() // a push may be under way still
+	s.voter.Store(false)
+	s.l.node.PeerGone(s.join.Node)
+	var e *Error
+	if errors.As(s.err, &e) && !e.Remote && !s.broken && len(s.pend) == 0 {
+		s.c.goodbye(e, goodbyeTime)
+	}
+	s.broken = true
+	s.sendMu.Unlock()
+	return s.err
+}
+
+// fail ends the session; the first cause stays. Both goroutines return soon after.
+func (s *session) fail(err error) {
+	s.failOnce.Do(func() {
+		if err == nil {
+			err = errors.New("ship: session ended")
+		}
+		s.err = err
+		close(s.done)
+		s.c.interrupt()
+	})
+}
+
+// drain has the session end once the follower has been sent everything it is due.
+func (s *session) drain() {
+	s.draining.Store(true)
+	s.wake()
+}
+
+func (s *session) wake() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// limit returns up to where this follower may be sent: the head for voters; for all others what is committed and
+// on this node's disk.
+func (s *session) limit() wal.LSN {
+	head := s.l.log.Head()
+	if s.voter.Load() {
+		return head
+	}
+	return min(s.l.node.Committed(), s.l.log.Durable(), head)
+}
+
+// send is the sender's goroutine.
+func (s *session) send(sub <-chan struct{}) error {
+	tick := time.NewTicker(s.l.opts.Heartbeat)
+	defer tick.Stop()
+	pace := time.NewTimer(time.Hour)
+	defer pace.Stop()
+	beat := true // the first mark tells the follower where its upstream is
+	for {
+		more, err := s.step(beat)
+		if err != nil {
+			return err
+		}
+		beat = false
+		if more {
+			select {
+			case <-s.done:
+				return nil
+			case <-tick.C:
+				beat = true
+			default:
+			}
+			continue
+		}
+		select {
+		case <-s.done:
+			return nil
+		case <-s.kick:
+		case <-tick.C:
+			beat = true
+		case <-sub:
+			if !s.paced(pace) {
+				return nil
+			}
+		}
+	}
+}
+
+// paced holds the sender back after a notification when nobody waits for what it would send: marks, bytes for
+// followers that do not count, and voters' bytes where [Leader.Push] sends them. Under load that makes one message
+// of many. It returns false when the session has ended.
+func (s *session) paced(t *time.Timer) bool {
+	if s.voter.Load() && !s.l.pushed.Load() {
+		return true
+	}
+	s.sendMu.Lock()
+	wait := s.l.opts.Pace - time.Since(s.lastSendAt)
+	s.sendMu.Unlock()
+	if wait <= 0 {
+		return true
+	}
+	t.Reset(wait)
+	select {
+	case <-s.done:
+		return false
+	case <-s.kick:
+	case <-t.C:
+	}
+	return true
+}
+
+// step sends one message's worth of data, or a mark where one is due. more says that there is more to send.
+func (s *session) step(beat bool) (more bool, err error) {
+	draining := s.draining.Load() // before the limit is read
+	s.sendMu.Lock()
+	defer s.sendMu.Unlock()
+	if err := s.flush(); err != nil {
+		return false, err
+	}
+	limit, sent := s.limit(), wal.LSN(s.sent.Load())
+	if s.voter.Load() && limit < sent {
+		return false, &Error{Code: CodeInternal, Text: fmt.Sprintf("the upstream's log was cut back to %s", limit)}
+	}
+	if sent < limit {
+		if limit-sent <= smallData {
+			err = s.sendSmall(sent, limit, beat)
+		} else {
+			err = s.sendBulk(sent, limit, beat)
+		}
+		return true, err
+	}
+	s.mu.Lock()
+	if !s.caughtUp {
+		s.caughtUp, s.admitAt = true, limit
+	}
+	s.mu.Unlock()
+	if s.markDue(beat) {
+		s.buf = s.c.appendMessage(s.buf[:0], s.mark(sent, limit))
+		return false, s.sendBuf()
+	}
+	if draining {
+		return false, refuse(CodeShutdown, "")
+	}
+	return false, nil
+}
+
+// markDue reports whether the follower is to be told a mark. sendMu is held.
+func (s *session) markDue(beat bool) bool {
+	return beat || s.l.node.Committed() > s.marked
+}
+
+// mark makes a Mark. With sent at the end of a batch, the head's or the committed mark's, it carries a digest.
+// sendMu is held.
+func (s *session) mark(sent, limit wal.LSN) *Mark {
+	log := s.l.log
+	m := &Mark{
+		Committed: s.l.node.Committed(), Tail: log.Tail(), Clock: s.l.clock(),
+		Probe: uint64(time.Since(s.l.began)), Epoch: log.Epoch(), Hops: s.l.hops(),
+	}
+	m.Head = max(log.Head(), sent)
+	m.Committed = min(m.Committed, m.Head)
+	if sent == limit && sent > s.digested {
+		if d, err := log.DigestAt(sent); err == nil {
+			m.HasDigest, m.DigestLSN, m.Digest = true, sent, d
+			s.digested = sent
+		}
+	}
+	s.marked, s.markedAt = m.Committed, time.Now()
+	return m
+}
+
+// appendSmall puts the bytes [from, to) into the buffer as a Data message, behind it a Mark where one is due. The
+// buffer is empty on an error. sendMu is held.
+func (s *session) appendSmall(from, to wal.LSN, beat bool) error {
+	h := s.header(from, int(to-from), to)
+	s.buf = s.buf[:HeaderSize+h.Length]
+	n, err := s.l.log.ReadAt(s.buf[HeaderSize:], from)
+	if err == nil && n != int(h.Length) {
+		err = fmt.Errorf("%d bytes of %d", n, h.Length)
+	}
+	if err != nil {
+		s.buf = s.buf[:0]
+		return &Error{Code: CodeInternal, Text: fmt.Sprintf("read at %s", from), Err: err}
+	}
+	s.c.appendData(s.buf[:0], h)
+	s.sent.Store(uint64(to))
+	if s.markDue(beat) {
+		s.buf = s.c.appendMessage(s.buf, s.mark(to, to))
+	}
+	return nil
+}
+
+// header makes the header of a Data message; limit is the end of what may be sent.
+func (s *session) header(from wal.LSN, n int, limit wal.LSN) Header {
+	h := Header{Type: TypeData, LSN: from, Length: uint32(n)}
+	if from+wal.LSN(n) == limit {
+		h.Flags = DataHead
+		if s.voter.Load() || s.eager.Load() {
+			h.Flags |= DataSync
+		}
+	}
+	return h
+}
+
+func (s *session) sendSmall(from, to wal.LSN, beat bool) error {
+	if err := s.appendSmall(from, to, beat); err != nil {
+		return err
+	}
+	return s.sendBuf()
+}
+
+// sendBuf sends the buffer: what the kernel takes at once, the rest waiting.
+func (s *session) sendBuf() error {
+	n, err := s.c.try(s.buf)
+	s.pend = s.buf[n:]
+	if err != nil {
+		s.broken = true
+		return err
+	}
+	return s.flush()
+}
+
+// flush sends what is left of a message. sendMu is held.
+func (s *session) flush() error {
+	s.lastSendAt = time.Now()
+	if len(s.pend) == 0 {
+		return nil
+	}
+	if err := s.c.write(s.pend, stallFactor*s.l.opts.Timeout); err != nil {
+		s.broken = true
+		return err
+	}
+	s.pend = nil
+	return nil
+}
+
+// sendBulk sends a large message from the file, and now and then a Mark behind it. sendMu is held, so that pushes
+// leave this follower alone meanwhile.
+func (s *session) sendBulk(from, limit wal.LSN, beat bool) error {
+	n := int(min(limit-from, wal.LSN(s.message)))
+	began := time.Now()
+	s.buf = s.c.appendData(s.buf[:0], s.header(from, n, limit))
+	if err := s.sendBuf(); err != nil {
+		return err
+	}
+	s.broken = true // until all of it is out
+	if err := s.c.extendWrite(stallFactor * s.l.opts.Timeout); err != nil {
+		return ioError("send", err)
+	}
+	s.sent.Store(uint64(from) + uint64(n)) // before: what arrives may be acknowledged before the call returns
+	sent, err := s.l.log.SendTo(s.c.nc, from, from+wal.LSN(n))
+	if err != nil || sent != int64(n) {
+		return fmt.Errorf("ship: send %d bytes from %s, %d sent: %w", n, from, sent, err)
+	}
+	s.broken = false
+	now := time.Now()
+	s.lastSendAt = now
+	// A peer on a slow line gets smaller messages, so that marks and deadlines keep their meaning.
+	switch d := now.Sub(began); {
+	case d > s.l.opts.Timeout/5:
+		s.message = max(s.message/2, minMessage)
+	case d < s.l.opts.Timeout/50:
+		s.message = min(s.message*2, MaxData)
+	}
+	if beat || now.Sub(s.markedAt) > s.l.opts.Heartbeat/10 {
+		s.buf = s.c.appendMessage(s.buf[:0], s.mark(from+wal.LSN(n), limit))
+		return s.sendBuf()
+	}
+	return nil
+}
+
+// push sends what was appended, if that can be done at once; see [Leader.Push].
+func (s *session) push() {
+	if !s.sendMu.TryLock() {
+		s.wake() // whoever holds it may have read the head before
+		return
+	}
+	defer s.sendMu.Unlock()
+	from, to := wal.LSN(s.sent.Load()), s.l.log.Head()
+	if to == from && len(s.pend) == 0 || !s.voter.Load() || s.broken {
+		return
+	}
+	if len(s.pend) != 0 || s.c.raw == nil || to < from || to-from > smallData {
+		s.wake()
+		return
+	}
+	if err := s.appendSmall(from, to, false); err != nil {
+		s.fail(err)
+		return
+	}
+	n, err := s.c.try(s.buf)
+	s.pend = s.buf[n:]
+	s.lastSendAt = time.Now()
+	switch {
+	case err != nil:
+		s.broken = true
+		s.fail(err)
+	case len(s.pend) != 0:
+		s.wake()
+	}
+}
+
+// receive is the receiver's goroutine: acknowledgements.
+func (s *session) receive() error {
+	for {
+		_, m, err := s.c.next()
+		if err != nil {
+			return err
+		}
+		switch m := m.(type) {
+		case *Ack:
+			if err := s.ack(m); err != nil {
+				return err
+			}
+		case *Refusal:
+			return m.err()
+		default:
+			return refuse(CodeProtocol, "a follower sends acks")
+		}
+	}
+}
+
+// ack takes up an acknowledgement: believes it or not, tells the node, and asks for admission when it is time.
+func (s *session) ack(m *Ack) error {
+	p := Positions{Received: m.Received, Durable: m.Durable, Applied: m.Applied, Visible: m.Visible}
+	now := time.Now()
+	s.mu.Lock()
+	if err := believe(s.acked, p, wal.LSN(s.sent.Load())); err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	s.acked, s.seen = p, now
+	if echo := time.Duration(m.Echo); echo > 0 && echo <= now.Sub(s.l.began) {
+		s.rtt = now.Sub(s.l.began) - echo
+	}
+	admissible := s.join.Role == RoleVoter && s.caughtUp && p.Durable >= s.admitAt && now.Sub(s.askedAt) >= s.l.opts.Timeout
+	s.mu.Unlock()
+	if m.Epoch > s.l.log.Epoch() && s.l.upstream() == nil {
+		if err := s.l.node.Fence(m.Epoch); err != nil {
+			return fmt.Errorf("fence at epoch %s: %w", m.Epoch, err)
+		}
+		e := refuse(CodeFenced, "the follower is at epoch %s", m.Epoch)
+		e.Epoch = m.Epoch
+		return e
+	}
+	if admissible && !s.voter.Load() {
+		if err := s.admit(p, now); err != nil {
+			return err
+		}
+	}
+	s.l.node.PeerAck(s.join.Node, p.Received, p.Durable, p.Applied, p.Visible)
+	return nil
+}
+
+// admit asks the node to count this follower, once it is durable up to what was committed when it had caught up.
+func (s *session) admit(p Positions, now time.Time) error {
+	voter, err := s.l.node.AdmitPeer(s.join.Node, s.join.Name, s.join.Addr)
+	if err != nil {
+		return &Error{Code: CodeNotAdmitted, Text: err.Error(), Err: err}
+	}
+	s.mu.Lock()
+	s.askedAt = now
+	s.mu.Unlock()
+	s.eager.Store(voter)
+	if !voter {
+		return nil
+	}
+	s.l.mu.Lock()
+	s.voter.Store(true)
+	s.l.listVoters()
+	s.l.mu.Unlock()
+	s.l.opts.Logger.Info("voter admitted", "name", s.join.Name, "node", s.join.Node.String(), "durable_lsn", p.Durable.String())
+	s.wake()
+	return nil
+}
+
+// PeerStatus is what a leader knows of a follower.
+type PeerStatus struct {
+	Name     string
+	ID       wal.NodeID
+	Addr     string // as the follower advertises it
+	Remote   string // as the connection shows it
+	Voter    bool
+	Observer bool // does not wish to be a voter
+	Sent     wal.LSN
+	Received wal.LSN
+	Durable  wal.LSN
+	Applied  wal.LSN
+	Visible  wal.LSN
+	LastSeen time.Time     // last acknowledgement
+	Since    time.Time     // connected since
+	RTT      time.Duration // from a mark to the acknowledgement that echoed it; 0: not measured yet
+}
+
+func (s *session) status() PeerStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return PeerStatus{
+		Name: s.join.Name, ID: s.join.Node, Addr: s.join.Addr, Remote: s.c.nc.RemoteAddr().String(),
+		Voter: s.voter.Load(), Observer: s.join.Role == RoleObserver,
+		Sent: wal.LSN(s.sent.Load()), Received: s.acked.Received, Durable: s.acked.Durable, Applied: s.acked.Applied,
+		Visible: s.acked.Visible, LastSeen: s.seen, Since: s.since, RTT: s.rtt,
+	}
+}

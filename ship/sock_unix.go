@@ -1,0 +1,19 @@
+//go:build unix
+
+package ship
+
+import "syscall"
+
+// tryWrite writes what fits into the socket's buffer: Go's sockets are in non-blocking mode.
+func tryWrite(fd uintptr, p []byte) (int, error) {
+	for {
+		n, err := syscall.Write(int(fd), p)
+		switch err {
+		case syscall.EINTR:
+			continue
+		case syscall.EAGAIN:
+			return 0, nil
+		}
+		return max(n, 0), err
+	}
+}

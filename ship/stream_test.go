@@ -1,0 +1,36 @@
+package ship_test
+
+import (
+	"testing"
+	"testing/synctest"
+
+	"shiplog/ship"
+)
+
+func TestStreamAndAcks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := seeded(t, 1)
+		l := newLeaderNode(t)
+		l.fill(t, 300<<10, rng) // several segments
+		c := startLeader(t, l, &ship.LeaderOptions{Name: "l"})
+		defer c.stop()
+		n := newFollowerNode(t)
+		f := c.follow(n, ship.FollowerOptions{Name: "f"}, nil)
+		defer f.stop()
+		f.reaches(l.log.Head())
+		samePrefix(t, l.log, n.log)
+		until(t, "voter", func() bool { return l.isVoter(n.log.NodeID()) })
+		// What is not committed yet goes to a voter; its acknowledgement says how far it is.
+		end := l.write(t, 100, rng)
+		until(t, "ack of everything", func() bool {
+			a := l.acked(n.log.NodeID())
+			return a.Received == end && a.Durable == end && a.Applied == end
+		})
+		if n.Committed() >= end || n.Visible() >= end {
+			t.Errorf("follower takes %s for committed, which it is not", n.Committed())
+		}
+		l.commit()
+		f.reaches(end)
+		until(t, "visible", func() bool { return l.acked(n.log.NodeID()).Visible == end })
+	})
+}
