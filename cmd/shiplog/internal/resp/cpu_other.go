@@ -1,0 +1,7 @@
+//go:build !unix
+
+package resp
+
+import "strings"
+
+func infoCPU(*strings.Builder, *Server, *NodeInfo) {}

@@ -1,0 +1,155 @@
+package resp
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Errors that a [Store] or a [Node] returns; the server turns each into the reply that Redis has for the situation.
+// They are matched with errors.Is.
+var (
+	// ErrNotFound is returned when a key does not exist.
+	ErrNotFound = errors.New("resp: key not found")
+	// ErrReadOnly is returned when a write reaches a node that is not the leader.
+	ErrReadOnly = errors.New("resp: node is read only")
+	// ErrLoading is returned when reads must wait for the commit rule to hold for what was recovered.
+	ErrLoading = errors.New("resp: node is loading")
+	// ErrTooFewFollowers is returned when the commit rule cannot hold and the write was refused unwritten.
+	ErrTooFewFollowers = errors.New("resp: too few followers")
+	// ErrUnknownOutcome is returned when the wait for the commit rule ended early: the write may still be committed.
+	ErrUnknownOutcome = errors.New("resp: outcome of the write is unknown")
+	// ErrTooLarge is returned when a key, a value or a batch is over the store's limit; nothing was written.
+	ErrTooLarge = errors.New("resp: too large")
+	// ErrNoSpace is returned when the disk is full; nothing was written.
+	ErrNoSpace = errors.New("resp: no space left on device")
+	// ErrPoisoned is returned when the log refuses writes after a failed sync.
+	ErrPoisoned = errors.New("resp: log is read only after a failed sync")
+	// ErrConflict is returned when a transaction lost to other writers too often; nothing was written.
+	ErrConflict = errors.New("resp: transaction conflict")
+	// ErrUnavailable is returned when a feature is not available in the node's present state or version.
+	ErrUnavailable = errors.New("resp: not available")
+)
+
+// Position is the place of a write in the history of the log.
+type Position struct {
+	Epoch uint32
+	LSN   uint64
+}
+
+// Store is what the server needs of the data. All methods may be called concurrently. Byte slices handed to a
+// method are the caller's again when it returns; those handed to a callback are valid until it returns.
+type Store interface {
+	// View calls fn with the value of key, or returns ErrNotFound.
+	View(key []byte, fn func(value []byte) error) error
+	// Has reports whether key exists.
+	Has(key []byte) (bool, error)
+	// NewBatch returns an empty batch, to be used by one goroutine at a time.
+	NewBatch() Batch
+	// Commit applies b atomically and returns when the commit rule holds for it and it is visible.
+	Commit(ctx context.Context, b Batch) (Position, error)
+	// Update runs fn in a serializable transaction and commits it, calling fn again if it lost against another
+	// writer. It returns when the commit rule holds for the result and for all that was read.
+	Update(ctx context.Context, fn func(tx Tx) error) (Position, error)
+	// NewIterator returns an iterator over the keys that are visible now.
+	NewIterator() (Iterator, error)
+	// Limits returns the largest key and value, in bytes.
+	Limits() (maxKey, maxValue int)
+	// Writable reports whether this node accepts writes, cheaply: it is asked before each one.
+	Writable() bool
+	// Now is the time by which expiry is judged.
+	Now() time.Time
+}
+
+// Batch is a list of unconditional writes.
+type Batch interface {
+	Put(key, value []byte)
+	PutTTL(key, value []byte, expiry time.Time)
+	Delete(key []byte)
+	// DeleteAll deletes every key.
+	DeleteAll()
+	Reset()
+}
+
+// Tx is a transaction in the making; it sees its own writes.
+type Tx interface {
+	// Get returns the value and expiry (zero: none) of key, or ErrNotFound. The value is valid until the next call.
+	Get(key []byte) (value []byte, expiry time.Time, err error)
+	Has(key []byte) (bool, error)
+	// Put writes value; a zero expiry means none.
+	Put(key, value []byte, expiry time.Time) error
+	Delete(key []byte) error
+}
+
+// Iterator walks over the keys of one moment in ascending order. It is used by one goroutine and must be closed.
+type Iterator interface {
+	// SeekGE moves to the first key that is not below key; nil means the first of all. It reports whether there is one.
+	SeekGE(key []byte) bool
+	// Next moves on and reports whether there is a key.
+	Next() bool
+	// Key returns the present key, valid until the next move.
+	Key() []byte
+	Err() error
+	Close() error
+}
+
+// Node is what the server needs of the node around the store.
+type Node interface {
+	// Info returns what INFO, ROLE and CONFIG GET report.
+	Info() NodeInfo
+	// WaitReplicas waits until n followers have pos in memory, or on disk when durable, or ctx ends, and returns
+	// how many have.
+	WaitReplicas(ctx context.Context, pos Position, n int, durable bool) int
+	// LocalDurable reports whether this node's disk has pos; when wait is set it first waits for it or ctx's end.
+	LocalDurable(ctx context.Context, pos Position, wait bool) bool
+	// ReplicaOf makes the node follow the one whose RESP address is given. NO ONE has an empty host.
+	ReplicaOf(ctx context.Context, host, port string) error
+}
+
+// NodeInfo is a snapshot of the node for INFO, ROLE and CONFIG GET. LSNs are bytes.
+type NodeInfo struct {
+	Version    string // of this program
+	NodeID     string
+	Name       string
+	Dir        string
+	Rule       string
+	TooFew     string
+	ShipAddr   string // where this node ships from; empty when it does not
+	HTTPAddr   string
+	DatabaseID string
+	HistoryID  string
+	Epoch      string
+	Leader     bool
+	Loading    bool
+
+	Tail, Head, Durable, Committed, Applied, Visible uint64
+
+	DegradedFrom uint64 // start of the open span in which the commit rule is degraded; 0: none
+	Failed       string // why the log takes no more writes; empty: it does
+
+	Digest    string
+	DigestLSN uint64
+	Keys      int64
+
+	Upstream *Upstream // nil on a leader
+	Replicas []Replica // connected followers
+}
+
+// Upstream is the node that a follower follows.
+type Upstream struct {
+	Host, Port string
+	Connected  bool
+	LastIO     time.Time // of the last message; zero: none yet
+	DownSince  time.Time // when the link was lost; zero while connected
+	Reason     string    // why it is not connected
+}
+
+// Replica is a connected follower as its upstream sees it.
+type Replica struct {
+	NodeID, Name, Host, Port         string
+	State                            string // Redis's word: online, wait_bgsave or send_bulk
+	Voter                            bool
+	Sent, Received, Durable, Applied uint64
+	LastAck                          time.Time
+	Lag                              time.Duration
+}
