@@ -104,8 +104,8 @@ func (f *Follower) Run(ctx context.Context) error {
 	}
 }
 
-// follow makes one connection and stays with it. streamed says that it came as far as a stream that ran for at
-// least a heartbeat, so that the back-off starts again.
+// follow makes one connection and stays with it. streamed says that it brought the log further, or ran for at least
+// a heartbeat, so that the back-off starts again.
 func (f *Follower) follow(ctx context.Context) (streamed bool, err error) {
 	nc, err := f.dial(ctx)
 	if err != nil {
@@ -123,9 +123,9 @@ func (f *Follower) follow(ctx context.Context) (streamed bool, err error) {
 	f.connected(w)
 	f.opts.Logger.Info("following", "upstream", f.opts.Upstream, "node", w.Node.String(), "epoch", w.Epoch.String(),
 		"start_lsn", w.Start.String())
-	began := time.Now()
+	began, head := time.Now(), f.log.Head()
 	err = r.run()
-	return time.Since(began) >= r.heartbeat, err
+	return f.log.Head() > head || time.Since(began) >= r.heartbeat, err
 }
 
 func (f *Follower) dial(ctx context.Context) (net.Conn, error) {

@@ -260,6 +260,11 @@ func startLeader(t testing.TB, n *node, o *ship.LeaderOptions) *cluster {
 	}
 	c := &cluster{t: t, node: n, leader: l, ln: newMemListener(), served: make(chan error, 1)}
 	go func() { c.served <- l.Serve(c.ln) }()
+	t.Cleanup(func() { // for tests that fail; the others have stopped it
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = l.Shutdown(ctx)
+	})
 	return c
 }
 
@@ -302,6 +307,7 @@ func startFollower(t testing.TB, n *node, o ship.FollowerOptions) *following {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &following{t: t, node: n, f: f, cancel: cancel, done: make(chan error, 1)}
 	go func() { r.done <- f.Run(ctx) }()
+	t.Cleanup(cancel)
 	return r
 }
 

@@ -136,7 +136,8 @@ func (r *receiver) data(h Header) error {
 		}
 		n, err := r.c.readData(r.buf[r.w:min(len(r.buf), r.w+left)])
 		if err != nil {
-			return err
+			// What came whole is kept: a line that breaks often still brings the log further.
+			return errors.Join(err, r.take())
 		}
 		r.w += n
 		r.next += wal.LSN(n)
