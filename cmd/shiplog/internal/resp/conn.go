@@ -1,6 +1,7 @@
 package resp
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -114,6 +115,9 @@ func (c *conn) serve() {
 	defer c.srv.forget(c)
 	defer c.nc.Close()
 	defer c.release()
+	if !c.handshake() {
+		return
+	}
 	for {
 		if !c.burst() || c.srv.draining.Load() {
 			return
@@ -123,6 +127,21 @@ func (c *conn) serve() {
 			return
 		}
 	}
+}
+
+// handshake completes TLS, where there is any, within the time that a half-sent command has.
+func (c *conn) handshake() bool {
+	t, ok := c.nc.(interface{ HandshakeContext(context.Context) error })
+	if !ok {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(c.srv.ctx, c.srv.opts.PartialTimeout)
+	defer cancel()
+	if err := t.HandshakeContext(ctx); err != nil {
+		c.srv.log.Debug("TLS handshake", "client", c.addr, "error", err)
+		return false
+	}
+	return true
 }
 
 // burst executes the commands that have arrived, commits what they wrote and sends the replies. It reports whether

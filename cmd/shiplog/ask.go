@@ -1,0 +1,96 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tidwall/redcon"
+)
+
+// maxAnswer bounds what is read of another node's INFO, in bytes.
+const maxAnswer = 64 << 10
+
+// askShipAddr asks the node whose RESP address is given where it ships from. The password is this node's own: nodes
+// that follow each other share it, as Redis's masterauth does.
+func askShipAddr(ctx context.Context, addr, password string, config *tls.Config) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var d interface {
+		DialContext(ctx context.Context, network, addr string) (net.Conn, error)
+	} = &net.Dialer{}
+	if config != nil {
+		d = &tls.Dialer{Config: config}
+	}
+	nc, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return "", err
+	}
+	defer nc.Close()
+	deadline, _ := ctx.Deadline()
+	if err := nc.SetDeadline(deadline); err != nil {
+		return "", err
+	}
+	r := bufio.NewReaderSize(io.LimitReader(nc, maxAnswer), 4096)
+	if password != "" {
+		if _, err := ask(nc, r, "AUTH", password); err != nil {
+			return "", err
+		}
+	}
+	text, err := ask(nc, r, "INFO", "shiplog")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.SplitSeq(text, "\r\n") {
+		ship, ok := strings.CutPrefix(line, "ship_addr:")
+		if !ok {
+			continue
+		}
+		if ship == "" {
+			return "", errors.New("it serves no followers")
+		}
+		host, port := splitAddr(ship, addr)
+		return net.JoinHostPort(host, port), nil
+	}
+	return "", errors.New("it is not a shiplog node")
+}
+
+// ask sends a command and returns the text of its reply.
+func ask(w io.Writer, r *bufio.Reader, args ...string) (string, error) {
+	p := redcon.AppendArray(nil, len(args))
+	for _, a := range args {
+		p = redcon.AppendBulkString(p, a)
+	}
+	if _, err := w.Write(p); err != nil {
+		return "", err
+	}
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	line = strings.TrimRight(line, "\r\n")
+	switch {
+	case strings.HasPrefix(line, "+"):
+		return line[1:], nil
+	case strings.HasPrefix(line, "-"):
+		return "", errors.New(line[1:])
+	case !strings.HasPrefix(line, "$"):
+		return "", fmt.Errorf("unexpected reply %.40q", line)
+	}
+	n, err := strconv.Atoi(line[1:])
+	if err != nil || n < 0 || n > maxAnswer {
+		return "", fmt.Errorf("unexpected reply %.40q", line)
+	}
+	text := make([]byte, n+2)
+	if _, err := io.ReadFull(r, text); err != nil {
+		return "", err
+	}
+	return string(text[:n]), nil
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"shiplog/cmd/shiplog/internal/config"
+	"shiplog/cmd/shiplog/internal/httpd"
+)
+
+// clientFlags are how a command reaches the HTTP address of a node.
+type clientFlags struct {
+	passFile string
+	useTLS   bool
+	tls      config.TLS
+	timeout  time.Duration
+}
+
+func (c *clientFlags) register(fs *pflag.FlagSet) {
+	fs.StringVar(&c.passFile, "requirepass-file", "", "file with the node's password")
+	fs.BoolVar(&c.useTLS, "tls", false, "the node serves TLS; also set by --tls-ca")
+	c.tls.Register(fs)
+	fs.DurationVar(&c.timeout, "timeout", 10*time.Second, "longest wait for each answer")
+}
+
+// client asks nodes by HTTP.
+type client struct {
+	http     http.Client
+	scheme   string
+	password string
+}
+
+func (c *clientFlags) client() (*client, error) {
+	password, err := config.ReadPassword(c.passFile)
+	if err != nil {
+		return nil, err
+	}
+	settings, err := c.tls.Client()
+	if err != nil {
+		return nil, err
+	}
+	cl := &client{http: http.Client{Timeout: c.timeout}, scheme: "http", password: password}
+	if c.useTLS || settings != nil {
+		if settings == nil {
+			settings = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		cl.scheme = "https"
+		cl.http.Transport = &http.Transport{TLSClientConfig: settings}
+	}
+	return cl, nil
+}
+
+// maxResponse bounds what is read of a node's answer, in bytes.
+const maxResponse = 4 << 20
+
+// get decodes the JSON answer of a path into v.
+func (c *client) get(ctx context.Context, addr, path string, v any) error {
+	u := url.URL{Scheme: c.scheme, Host: addr}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String()+path, nil)
+	if err != nil {
+		return err
+	}
+	if c.password != "" {
+		req.SetBasicAuth("default", c.password)
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxResponse))
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s%s: %s: %s", addr, path, res.Status, strings.TrimSpace(string(body[:min(len(body), 200)])))
+	}
+	if err := json.Unmarshal(body, v); err != nil {
+		return fmt.Errorf("%s%s: %w", addr, path, err)
+	}
+	return nil
+}
+
+func (c *client) status(ctx context.Context, addr string) (s httpd.Status, err error) {
+	return s, c.get(ctx, addr, "/status", &s)
+}
+
+func (c *client) digest(ctx context.Context, addr string, lsn uint64) (d httpd.Digest, err error) {
+	return d, c.get(ctx, addr, fmt.Sprintf("/digest?lsn=%d", lsn), &d)
+}

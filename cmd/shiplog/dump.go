@@ -1,0 +1,247 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"shiplog/engine"
+	"shiplog/wal"
+)
+
+// dumper prints frames and records.
+type dumper struct {
+	log    *wal.Log
+	out    *bufio.Writer
+	json   *json.Encoder // nil: text
+	values int           // bytes of a value that are shown
+	buf    wal.Buffer
+}
+
+// frameLine is a frame in JSON.
+type frameLine struct {
+	Frame      string `json:"frame_lsn"`
+	End        string `json:"end_lsn"`
+	Epoch      string `json:"epoch"`
+	Time       string `json:"time"`
+	Codec      string `json:"codec"`
+	Flags      string `json:"flags"`
+	Stored     int    `json:"stored_bytes"`
+	Raw        int    `json:"raw_bytes"`
+	Records    int    `json:"records"`
+	Promise    string `json:"durable_promise_lsn,omitempty"`
+	Control    any    `json:"control,omitempty"`
+	ControlTag string `json:"control_type,omitempty"`
+}
+
+// recordLine is a record in JSON.
+type recordLine struct {
+	Record string `json:"record"`
+	LSN    string `json:"lsn"`
+	Offset int    `json:"offset"`
+	Key    string `json:"key"`
+	End    string `json:"end_key,omitempty"`
+	Value  string `json:"value,omitempty"`
+	Bytes  int    `json:"value_bytes"`
+	Expiry string `json:"expiry,omitempty"`
+	Origin string `json:"original_lsn,omitempty"`
+	Last   bool   `json:"last_of_batch,omitempty"`
+}
+
+func newDump() *cobra.Command {
+	var from, to string
+	var asJSON, quiet bool
+	d := &dumper{}
+	cmd := &cobra.Command{
+		Use:   "dump DIR [--from LSN] [--to LSN]",
+		Short: "Print the frames and records of a log",
+		Long: "Print the frames and records of a log, each verified. The directory is read without locking it, also while a node uses it.\n" +
+			"LSNs are 16 hexadecimal digits, as they are printed. Keys and values are quoted; --values bounds what is shown of a value.\n\n" +
+			"Exit codes: 0 printed, 1 damage or a failure, 2 bad usage.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			low, high := wal.LSN(0), ^wal.LSN(0)
+			var err error
+			if from != "" {
+				if low, err = wal.ParseLSN(from); err != nil {
+					return fmt.Errorf("--from: %w", err)
+				}
+			}
+			if to != "" {
+				if high, err = wal.ParseLSN(to); err != nil {
+					return fmt.Errorf("--to: %w", err)
+				}
+			}
+			log, err := wal.Open(args[0], &wal.Options{ReadOnly: true})
+			if err != nil {
+				return fail(err)
+			}
+			defer log.Close()
+			d.log, d.out = log, bufio.NewWriterSize(cmd.OutOrStdout(), 64<<10)
+			if asJSON {
+				d.json = json.NewEncoder(d.out)
+			}
+			err = d.dump(cmd.Context(), low, high, quiet)
+			return fail(errors.Join(err, d.out.Flush()))
+		},
+	}
+	cmd.Flags().StringVar(&from, "from", "", "first LSN (default: the tail)")
+	cmd.Flags().StringVar(&to, "to", "", "LSN to stop before (default: the end)")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one object a line")
+	cmd.Flags().BoolVar(&quiet, "frames", false, "print frames only")
+	cmd.Flags().IntVar(&d.values, "values", 64, "bytes of a value to show")
+	return cmd
+}
+
+// dump prints the frames that begin in [from, to).
+func (d *dumper) dump(ctx context.Context, from, to wal.LSN, quiet bool) error {
+	from = max(from, d.log.Tail())
+	at, err := boundaryBelow(d.log, from)
+	if err != nil {
+		return err
+	}
+	r := d.log.NewReader(at)
+	defer r.Close()
+	for r.Next() && ctx.Err() == nil {
+		f := r.Frame()
+		if f.LSN >= to {
+			return nil
+		}
+		if f.LSN < from {
+			continue
+		}
+		if err := d.frame(f, r.Raw()); err != nil {
+			return err
+		}
+		if quiet || f.Flags&wal.FlagControl != 0 {
+			continue
+		}
+		if err := d.records(f); err != nil {
+			return err
+		}
+	}
+	return errors.Join(r.Err(), ctx.Err())
+}
+
+func (d *dumper) frame(f wal.Frame, raw []byte) error {
+	line := frameLine{
+		Frame: f.LSN.String(), End: f.End().String(), Epoch: f.Epoch.String(), Time: stamp(f.Time), Codec: f.Codec.String(), Flags: f.Flags.String(),
+		Stored: f.Stored, Raw: f.Raw, Records: f.Records,
+	}
+	if f.HasPromise {
+		line.Promise = f.Promise.String()
+	}
+	if f.Flags&wal.FlagControl != 0 {
+		c, err := wal.DecodeControl(raw)
+		if err != nil {
+			return fmt.Errorf("frame at %v: %w", f.LSN, err)
+		}
+		line.Control, line.ControlTag = c, controlName(c)
+	}
+	if d.json != nil {
+		return d.json.Encode(line)
+	}
+	_, err := fmt.Fprintf(d.out, "frame %s end %s epoch %s %s %s stored %d raw %d records %d flags %s", line.Frame, line.End, line.Epoch, line.Time, line.Codec, f.Stored, f.Raw, f.Records, line.Flags)
+	if line.Promise != "" {
+		fmt.Fprintf(d.out, " durable %s", line.Promise)
+	}
+	if line.ControlTag != "" {
+		text, jsonErr := json.Marshal(line.Control)
+		err = errors.Join(err, jsonErr)
+		fmt.Fprintf(d.out, "\n  %s %s", line.ControlTag, text)
+	}
+	io.WriteString(d.out, "\n")
+	return err
+}
+
+func controlName(c wal.Control) string {
+	switch c := c.(type) {
+	case *wal.EpochRecord:
+		return "epoch"
+	case *wal.TailRecord:
+		return "tail"
+	case *wal.RuleRecord:
+		return "rule"
+	case *wal.DegradedRecord:
+		if c.Begin {
+			return "degraded-begin"
+		}
+		return "degraded-end"
+	case *wal.FormatRecord:
+		return "format"
+	}
+	return "unknown"
+}
+
+// records prints the records that begin in a frame.
+func (d *dumper) records(f wal.Frame) error {
+	offset := 0
+	for range f.Records {
+		err := d.log.ReadRecord(wal.MakeRef(f.LSN, offset), &d.buf, func(p []byte) error {
+			r, n, err := engine.DecodeRecord(p)
+			if err != nil {
+				return fmt.Errorf("record at %v+%d: %w", f.LSN, offset, err)
+			}
+			err = d.record(f.LSN, offset, r)
+			offset += n
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *dumper) record(at wal.LSN, offset int, r engine.Record) error {
+	line := recordLine{Record: r.Op.String(), LSN: at.String(), Offset: offset, Key: quote(r.Key, len(r.Key)), Bytes: len(r.Value), Last: r.Last}
+	switch r.Op {
+	case engine.OpPut, engine.OpPutTTL:
+		line.Value = quote(r.Value, d.values)
+	case engine.OpDeleteRange:
+		line.Bytes = 0
+		line.End = quote(r.Value, len(r.Value))
+	}
+	if r.Expiry != 0 {
+		line.Expiry = stamp(r.Expiry)
+	}
+	if r.Orig != 0 {
+		line.Origin = r.Orig.LSN().String()
+	}
+	if d.json != nil {
+		return d.json.Encode(line)
+	}
+	fmt.Fprintf(d.out, "  %s+%d %s %s", line.LSN, offset, line.Record, line.Key)
+	if line.End != "" {
+		fmt.Fprintf(d.out, " to %s", line.End)
+	}
+	if line.Value != "" {
+		fmt.Fprintf(d.out, " = %s (%d bytes)", line.Value, line.Bytes)
+	}
+	if line.Expiry != "" {
+		fmt.Fprintf(d.out, " expires %s", line.Expiry)
+	}
+	if line.Origin != "" {
+		fmt.Fprintf(d.out, " relocated from %s", line.Origin)
+	}
+	if line.Last {
+		io.WriteString(d.out, " end")
+	}
+	return d.out.WriteByte('\n') // a bufio.Writer keeps its first error
+}
+
+// quote shows the first n bytes as a Go string.
+func quote(p []byte, n int) string {
+	if len(p) > n {
+		return fmt.Sprintf("%q...", p[:max(0, n)])
+	}
+	return fmt.Sprintf("%q", p)
+}
+
+func stamp(ms int64) string { return time.UnixMilli(ms).UTC().Format("2006-01-02T15:04:05.000Z") }

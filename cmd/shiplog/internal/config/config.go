@@ -1,0 +1,325 @@
+// Package config turns the flags of a node into checked settings.
+//
+// Everything that is wrong is reported at once, before a file is touched or a port is opened. Without credentials a
+// port is served on loopback addresses only.
+package config
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"shiplog/engine"
+)
+
+// SecretEnv is the environment variable that holds the shipping secret when no file is named.
+const SecretEnv = "SHIPLOG_SECRET"
+
+// Serve are the flags of a node as they were given.
+type Serve struct {
+	Dir    string
+	Listen string // RESP
+	Ship   string // followers; empty: none are served
+	HTTP   string // empty: none
+	Follow string // shipping address of the upstream; empty: this node leads
+	Name   string
+
+	Commit        string
+	Voters        []string
+	FirstVoters   bool
+	TooFew        string
+	DegradeAfter  time.Duration
+	CommitTimeout time.Duration
+	Compression   string
+	SegmentSize   int64
+	StaleReads    bool
+
+	SecretFile      string
+	RequirePassFile string
+	TLS             TLS
+
+	MaxClients    int
+	ClientMemory  int64
+	ClientTimeout time.Duration
+	DrainTimeout  time.Duration
+	LogLevel      string
+	LogFormat     string
+}
+
+// Register adds the flags to fs.
+func (c *Serve) Register(fs *pflag.FlagSet) {
+	fs.StringVar(&c.Dir, "dir", "", "directory of the database; created when it is not there (required)")
+	fs.StringVar(&c.Listen, "listen", "127.0.0.1:6380", "address for Redis clients")
+	fs.StringVar(&c.Ship, "ship", "127.0.0.1:7380", "address for followers; \"\" serves none")
+	fs.StringVar(&c.HTTP, "http", "127.0.0.1:8380", "address for status, metrics and profiles; \"\" serves none")
+	fs.StringVar(&c.Follow, "follow", "", "be a follower of the node that ships at HOST:PORT")
+	fs.StringVar(&c.Name, "name", "", "name of this node (default: the name of the host)")
+	fs.StringVar(&c.Commit, "commit", "", "commit rule of a new database: buffered, written, durable, received:N, replicated:N or applied:N (default durable)")
+	fs.StringSliceVar(&c.Voters, "voters", nil, "names of the followers that count for the rule (default: each that connects by name)")
+	fs.BoolVar(&c.FirstVoters, "first-voters", false, "count the first N connected of --voters, in their order, instead of any N")
+	fs.StringVar(&c.TooFew, "too-few", "refuse", "what a write does while too few followers are connected: refuse, block or degrade")
+	fs.DurationVar(&c.DegradeAfter, "degrade-after", 0, "how long --too-few degrade waits first (default 5s)")
+	fs.DurationVar(&c.CommitTimeout, "commit-timeout", 0, "longest wait of a write for the rule; then its outcome is unknown (default 10s)")
+	fs.StringVar(&c.Compression, "compression", "s2", "codec of new frames: s2, zstd or none")
+	fs.Int64Var(&c.SegmentSize, "segment-size", 0, "bytes of a log segment of a new database, a power of two (default 64 MiB)")
+	fs.BoolVar(&c.StaleReads, "stale-reads", false, "serve the last known state where reads would answer LOADING")
+	fs.StringVar(&c.SecretFile, "secret-file", "", "file with the secret that nodes share (or the environment variable "+SecretEnv+")")
+	fs.StringVar(&c.RequirePassFile, "requirepass-file", "", "file with the password of Redis clients and of HTTP")
+	c.TLS.Register(fs)
+	fs.IntVar(&c.MaxClients, "max-clients", 10_000, "Redis clients at once")
+	fs.Int64Var(&c.ClientMemory, "client-memory", 256<<20, "bytes that all Redis clients together may have buffered")
+	fs.DurationVar(&c.ClientTimeout, "client-timeout", 0, "close clients that were idle for so long (default never)")
+	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 15*time.Second, "how long commands in flight may take at shutdown")
+	fs.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
+	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json")
+}
+
+// TLS are the files for every port, and for the connection to the upstream.
+type TLS struct{ Cert, Key, CA string }
+
+// Register adds the flags to fs.
+func (t *TLS) Register(fs *pflag.FlagSet) {
+	fs.StringVar(&t.Cert, "tls-cert", "", "certificate (PEM) of this node: serves every port by TLS")
+	fs.StringVar(&t.Key, "tls-key", "", "private key (PEM) of --tls-cert")
+	fs.StringVar(&t.CA, "tls-ca", "", "authorities (PEM) that certify the nodes; followers must then show a certificate too")
+}
+
+// Node are checked settings.
+type Node struct {
+	Serve
+	Engine   engine.Options
+	Secret   []byte
+	Password string
+	Logger   *slog.Logger
+
+	ServerTLS *tls.Config // of the RESP and HTTP ports; nil: plain
+	ShipTLS   *tls.Config // of the shipping port, which asks for certificates when there is a CA
+	ClientTLS *tls.Config // towards other nodes
+}
+
+// Resolve checks the settings and reads the files that they name. Its error lists everything that is wrong.
+func (c *Serve) Resolve() (*Node, error) {
+	n := &Node{Serve: *c}
+	var errs []error
+	check := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if c.Dir == "" {
+		check(errors.New("--dir is required"))
+	} else {
+		n.Dir = filepath.Clean(c.Dir)
+	}
+	check(n.resolveName())
+	check(n.resolveEngine())
+	check(n.resolveLogger())
+	var err error
+	n.Secret, err = readSecret("--secret-file", c.SecretFile)
+	check(err)
+	if c.SecretFile == "" {
+		n.Secret = []byte(os.Getenv(SecretEnv))
+	}
+	password, err := readSecret("--requirepass-file", c.RequirePassFile)
+	check(err)
+	n.Password = string(password)
+	n.ServerTLS, n.ShipTLS, n.ClientTLS, err = c.TLS.load()
+	check(err)
+	check(address("--listen", c.Listen, n.Password != "", "--requirepass-file"))
+	check(address("--ship", c.Ship, len(n.Secret) > 0, "--secret-file or "+SecretEnv))
+	check(address("--http", c.HTTP, n.Password != "", "--requirepass-file"))
+	if c.Follow != "" {
+		check(hostPort("--follow", c.Follow))
+		if len(n.Secret) == 0 && !Loopback(c.Follow) {
+			check(fmt.Errorf("--follow %s leaves this machine: give --secret-file or %s", c.Follow, SecretEnv))
+		}
+	}
+	if c.Listen == "" {
+		check(errors.New("--listen is required"))
+	}
+	if c.MaxClients < 1 || c.ClientMemory < 1<<20 || c.ClientTimeout < 0 || c.DrainTimeout < 0 {
+		check(errors.New("--max-clients must be at least 1, --client-memory at least 1 MiB, and timeouts not negative"))
+	}
+	return n, errors.Join(errs...)
+}
+
+func (n *Node) resolveName() error {
+	if n.Name == "" {
+		n.Name, _ = os.Hostname()
+	}
+	if len(n.Name) > 64 || strings.ContainsFunc(n.Name, func(r rune) bool { return r <= ' ' || r > '~' || r == ',' }) {
+		return fmt.Errorf("--name %q: want up to 64 printable characters without blanks and commas", n.Name)
+	}
+	return nil
+}
+
+func (n *Node) resolveEngine() error {
+	var errs []error
+	o := engine.Options{
+		Voters: n.Voters, FirstVoters: n.FirstVoters, DegradeAfter: n.DegradeAfter, CommitTimeout: n.CommitTimeout,
+		SegmentSize: n.SegmentSize, Follower: n.Follow != "", StaleReads: n.StaleReads,
+	}
+	if n.Commit != "" {
+		level, err := engine.ParseLevel(n.Commit)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--commit: %w", err))
+		}
+		o.Commit = level
+	}
+	if n.Follow != "" && (n.Commit != "" || len(n.Voters) > 0 || n.FirstVoters || n.SegmentSize != 0) {
+		errs = append(errs, errors.New("--commit, --voters, --first-voters and --segment-size are the leader's: a follower has them from its log"))
+	}
+	switch n.TooFew {
+	case "refuse":
+		o.TooFew = engine.Refuse
+	case "block":
+		o.TooFew = engine.Block
+	case "degrade":
+		o.TooFew = engine.Degrade
+	default:
+		errs = append(errs, fmt.Errorf("--too-few %q: want refuse, block or degrade", n.TooFew))
+	}
+	switch n.Compression {
+	case "s2":
+		o.Compression = engine.S2
+	case "zstd":
+		o.Compression = engine.Zstd
+	case "none":
+		o.Compression = engine.NoCompression
+	default:
+		errs = append(errs, fmt.Errorf("--compression %q: want s2, zstd or none", n.Compression))
+	}
+	n.Engine = o
+	return errors.Join(errs...)
+}
+
+func (n *Node) resolveLogger() error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(n.LogLevel)); err != nil {
+		return fmt.Errorf("--log-level %q: want debug, info, warn or error", n.LogLevel)
+	}
+	o := &slog.HandlerOptions{Level: level}
+	switch n.LogFormat {
+	case "text":
+		n.Logger = slog.New(slog.NewTextHandler(os.Stderr, o))
+	case "json":
+		n.Logger = slog.New(slog.NewJSONHandler(os.Stderr, o))
+	default:
+		return fmt.Errorf("--log-format %q: want text or json", n.LogFormat)
+	}
+	n.Engine.Logger = n.Logger
+	return nil
+}
+
+// maxSecret bounds secrets and passwords, in bytes.
+const maxSecret = 4096
+
+// readSecret reads a file without the line end after its last byte; an empty path gives nothing.
+func readSecret(flag, path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	p, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", flag, err)
+	}
+	p = bytes.TrimRight(p, "\r\n")
+	if len(p) == 0 || len(p) > maxSecret {
+		return nil, fmt.Errorf("%s %s: holds %d bytes, want 1 to %d", flag, path, len(p), maxSecret)
+	}
+	return p, nil
+}
+
+// ReadPassword reads the password file of a client command.
+func ReadPassword(path string) (string, error) {
+	p, err := readSecret("--requirepass-file", path)
+	return string(p), err
+}
+
+// address checks a listening address, and that it has credentials when others can reach it.
+func address(flag, addr string, credentials bool, need string) error {
+	if addr == "" {
+		return nil
+	}
+	if err := hostPort(flag, addr); err != nil {
+		return err
+	}
+	if !credentials && !Loopback(addr) {
+		return fmt.Errorf("%s %s is reachable from other machines: give %s, or listen on 127.0.0.1", flag, addr, need)
+	}
+	return nil
+}
+
+func hostPort(flag, addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%s %q: want HOST:PORT", flag, addr)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return fmt.Errorf("%s %q: unknown port", flag, addr)
+	}
+	return nil
+}
+
+// Loopback reports whether host:port is reachable from this machine alone.
+func Loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || (ip != nil && ip.IsLoopback())
+}
+
+// load makes the settings of both sides. No certificate and no authorities: no TLS.
+func (t *TLS) load() (server, ship, client *tls.Config, err error) {
+	if (t.Cert == "") != (t.Key == "") {
+		return nil, nil, nil, errors.New("--tls-cert and --tls-key belong together")
+	}
+	if t.Cert == "" && t.CA == "" {
+		return nil, nil, nil, nil
+	}
+	client = &tls.Config{MinVersion: tls.VersionTLS12}
+	var pool *x509.CertPool
+	if t.CA != "" {
+		pem, err := os.ReadFile(t.CA)
+		if err != nil {
+			return nil, nil, nil, fmt.Errorf("--tls-ca: %w", err)
+		}
+		pool = x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, nil, nil, fmt.Errorf("--tls-ca %s: holds no certificate", t.CA)
+		}
+		client.RootCAs = pool
+	}
+	if t.Cert == "" {
+		return nil, nil, client, nil
+	}
+	pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("--tls-cert, --tls-key: %w", err)
+	}
+	client.Certificates = []tls.Certificate{pair}
+	server = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
+	ship = server.Clone()
+	if pool != nil {
+		ship.ClientCAs, ship.ClientAuth = pool, tls.RequireAndVerifyClientCert
+	}
+	return server, ship, client, nil
+}
+
+// Client returns the TLS settings of a command that asks a node; nil: plain.
+func (t *TLS) Client() (*tls.Config, error) {
+	_, _, client, err := t.load()
+	return client, err
+}

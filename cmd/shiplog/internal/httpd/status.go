@@ -1,0 +1,101 @@
+package httpd
+
+// Status describes a node, as /status gives it. LSNs are bytes; times are Unix milliseconds; a lag in milliseconds of
+// -1 is not known.
+type Status struct {
+	Version    string `json:"version"`
+	NodeID     string `json:"node_id"`
+	Name       string `json:"name"`
+	Role       string `json:"role"` // leader or follower
+	DatabaseID string `json:"database_id"`
+	Epoch      string `json:"epoch"`
+	HistoryID  string `json:"history_id"`
+	Rule       string `json:"commit_rule"`
+	TooFew     string `json:"too_few"`
+	Loading    bool   `json:"loading"`
+	FencedBy   string `json:"fenced_by,omitempty"` // epoch
+	Failed     string `json:"failed,omitempty"`    // why the log takes no more writes
+
+	Tail         uint64 `json:"tail_lsn"`
+	Head         uint64 `json:"head_lsn"`
+	Durable      uint64 `json:"durable_lsn"`
+	Committed    uint64 `json:"committed_lsn"`
+	Applied      uint64 `json:"applied_lsn"`
+	Visible      uint64 `json:"visible_lsn"`
+	DegradedFrom uint64 `json:"degraded_from_lsn,omitempty"`
+	Digest       string `json:"digest"`
+	DigestLSN    uint64 `json:"digest_lsn"`
+
+	Keys       int64 `json:"keys"`
+	IndexBytes int64 `json:"index_bytes"`
+	UptimeMs   int64 `json:"uptime_ms"`
+
+	RESPAddr string `json:"resp_addr"`
+	ShipAddr string `json:"ship_addr"`
+
+	Voters    []string   `json:"voters"`
+	History   []Epoch    `json:"history"`
+	Followers []Follower `json:"followers"`
+	Upstream  *Upstream  `json:"upstream,omitempty"`
+	Clients   Clients    `json:"clients"`
+}
+
+// Epoch is an entry of the history.
+type Epoch struct {
+	Epoch     string `json:"epoch"`
+	Start     uint64 `json:"start_lsn"`
+	HistoryID string `json:"history_id"`
+	Leader    string `json:"leader_node_id"`
+}
+
+// Follower is a connected follower.
+type Follower struct {
+	NodeID    string `json:"node_id"`
+	Name      string `json:"name"`
+	Addr      string `json:"addr"`
+	Voter     bool   `json:"voter"`
+	Sent      uint64 `json:"sent_lsn"`
+	Received  uint64 `json:"received_lsn"`
+	Durable   uint64 `json:"durable_lsn"`
+	Applied   uint64 `json:"applied_lsn"`
+	Visible   uint64 `json:"visible_lsn"`
+	LagBytes  uint64 `json:"lag_bytes"` // committed and not visible there, as far as it has told
+	LastAckMs int64  `json:"last_ack_ms_ago"`
+	RTTMicros int64  `json:"rtt_us"`
+}
+
+// Upstream is the node that a follower follows.
+type Upstream struct {
+	Addr      string `json:"addr"`
+	NodeID    string `json:"node_id"`
+	Name      string `json:"name"`
+	Connected bool   `json:"connected"`
+	LagBytes  uint64 `json:"lag_bytes"`
+	FreshMs   int64  `json:"fresh_as_of_ms_ago"` // by the leader's clock; -1: never
+	Error     string `json:"error,omitempty"`
+	Final     bool   `json:"final,omitempty"` // it will not be tried again
+}
+
+// Clients counts the work of Redis clients.
+type Clients struct {
+	Connected      int   `json:"connected"`
+	BufferBytes    int64 `json:"buffer_bytes"`
+	Commands       int64 `json:"commands"`
+	Connections    int64 `json:"connections"`
+	Rejected       int64 `json:"rejected"`
+	InBytes        int64 `json:"in_bytes"`
+	OutBytes       int64 `json:"out_bytes"`
+	KeyspaceHits   int64 `json:"keyspace_hits"`
+	KeyspaceMisses int64 `json:"keyspace_misses"`
+	Commits        int64 `json:"commits"`
+	ProtocolErrors int64 `json:"protocol_errors"`
+	Timeouts       int64 `json:"timeouts"`
+}
+
+// Digest is the answer of /digest: the digest of everything below LSN, the last end of a frame that is not above what
+// was asked for.
+type Digest struct {
+	DatabaseID string `json:"database_id"`
+	LSN        uint64 `json:"lsn"`
+	Digest     string `json:"digest"`
+}

@@ -1,0 +1,106 @@
+// Shiplog serves a shiplog database to Redis clients, ships its log to followers, and inspects databases.
+//
+// Exit codes: 0, it worked; 1, a finding or a failure; 2, bad usage. Errors are one line on standard error.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// failure is an error of a command that was understood: exit code 1. Every other error is one of usage.
+type failure struct{ err error }
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+func fail(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &failure{err}
+}
+
+// errReported ends a command with exit code 1 that has said all there is on standard output.
+var errReported = errors.New("see above")
+
+// run executes a command line and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var f *failure
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, errReported):
+		return exitFailure
+	case errors.As(err, &f):
+		fmt.Fprintln(stderr, "shiplog: "+oneLine(f.err))
+		return exitFailure
+	}
+	fmt.Fprintln(stderr, "shiplog: "+oneLine(err)+" (see shiplog --help)")
+	return exitUsage
+}
+
+// oneLine joins the lines of an error that lists several.
+func oneLine(err error) string { return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ") }
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "shiplog",
+		Short:         "A key-value store whose log is the database, with followers that hold the same bytes",
+		Long:          "A key-value store whose log is the database, with followers that hold the same bytes.\n\nExit codes: 0 it worked, 1 a finding or a failure, 2 bad usage.",
+		Version:       version(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(newServe(), newStatus(), newVerify(), newCompare(), newDump())
+	return root
+}
+
+// version is the module's, or the revision that it was built from.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return "devel-" + s.Value[:min(12, len(s.Value))]
+		}
+	}
+	return "devel"
+}

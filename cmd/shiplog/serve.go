@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"shiplog/cmd/shiplog/internal/config"
+	"shiplog/cmd/shiplog/internal/httpd"
+	"shiplog/cmd/shiplog/internal/resp"
+	"shiplog/engine"
+	"shiplog/ship"
+)
+
+func newServe() *cobra.Command {
+	var flags config.Serve
+	cmd := &cobra.Command{
+		Use:   "serve --dir DIR",
+		Short: "Run a node",
+		Long: "Run a node: a leader, or with --follow a follower. Redis clients connect to --listen.\n\n" +
+			"Without credentials every port must be on loopback. SIGTERM finishes the commands in flight, closes the database and exits with 0.\n\n" +
+			"Exit codes: 0 stopped by a signal, 1 the node could not start or has failed, 2 bad usage.",
+		Example: "  shiplog serve --dir data\n" +
+			"  shiplog serve --dir copy --follow 127.0.0.1:7380 --listen 127.0.0.1:6381 --ship 127.0.0.1:7381 --http 127.0.0.1:8381",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := flags.Resolve()
+			if err != nil {
+				return err
+			}
+			return fail(serve(cmd.Context(), cfg))
+		},
+	}
+	flags.Register(cmd.Flags())
+	return cmd
+}
+
+// listeners are the open ports of a node; nil: not served.
+type listeners struct{ resp, ship, http net.Listener }
+
+func (l *listeners) close() {
+	for _, ln := range []net.Listener{l.resp, l.ship, l.http} {
+		if ln != nil {
+			ln.Close()
+		}
+	}
+}
+
+// listen opens the ports, before the database: a port that is taken is known at once.
+func listen(cfg *config.Node) (l listeners, err error) {
+	for _, p := range []struct {
+		flag, addr string
+		ln         *net.Listener
+	}{{"--listen", cfg.Listen, &l.resp}, {"--ship", cfg.Ship, &l.ship}, {"--http", cfg.HTTP, &l.http}} {
+		if p.addr == "" {
+			continue
+		}
+		if *p.ln, err = net.Listen("tcp", p.addr); err != nil {
+			l.close()
+			return l, fmt.Errorf("%s %s: %w", p.flag, p.addr, err)
+		}
+	}
+	return l, nil
+}
+
+// serve runs a node until ctx ends or a part of it fails.
+func serve(ctx context.Context, cfg *config.Node) error {
+	ports, err := listen(cfg)
+	if err != nil {
+		return err
+	}
+	db, err := engine.Open(cfg.Dir, &cfg.Engine)
+	if err != nil {
+		ports.close()
+		if errors.Is(err, engine.ErrNotLeader) {
+			err = fmt.Errorf("%w: give --follow", err)
+		}
+		return err
+	}
+	n := &node{cfg: cfg, db: db, log: cfg.Logger, started: time.Now(), respAddr: ports.resp.Addr().String()}
+	if ports.ship != nil {
+		n.shipAddr = ports.ship.Addr().String()
+	}
+	if ports.http != nil {
+		n.httpAddr = ports.http.Addr().String()
+	}
+	err = n.run(ctx, &ports)
+	ports.close()
+	if closeErr := db.Close(); closeErr != nil {
+		return errors.Join(err, closeErr)
+	}
+	if err == nil {
+		cfg.Logger.Info("stopped")
+	}
+	return err
+}
+
+// run serves the ports until ctx ends, then drains: clients first, because their writes may wait for followers.
+func (n *node) run(ctx context.Context, ports *listeners) error {
+	cfg := n.cfg
+	failed := make(chan error, 3)
+	if ports.ship != nil {
+		leader, err := ship.NewLeader(n.db, &ship.LeaderOptions{
+			Secret: cfg.Secret, TLS: cfg.ShipTLS, Name: cfg.Name, Addr: n.respAddr, Upstream: n.currentFollower, Logger: n.log,
+		})
+		if err != nil {
+			return err
+		}
+		n.leader = leader
+		n.db.OnAppend(leader.Push)
+		go func() { failed <- wrap("ship", leader.Serve(ports.ship)) }() // ends by leader.Shutdown
+	}
+	clients := resp.New(resp.Options{
+		Store: store{n.db}, Node: n, Password: cfg.Password, MaxClients: cfg.MaxClients, ClientMemory: cfg.ClientMemory,
+		IdleTimeout: cfg.ClientTimeout, Logger: n.log,
+	})
+	n.clients = clients.Stats
+	var web *httpd.Server
+	if ports.http != nil {
+		web = httpd.New(httpd.Options{Source: n, Password: cfg.Password, TLS: cfg.ServerTLS, Logger: n.log})
+		go func() { failed <- wrap("http", web.Serve(ports.http)) }() // ends by web.Shutdown
+	}
+	if cfg.Follow != "" {
+		if err := n.follow(cfg.Follow, ""); err != nil {
+			return err
+		}
+	}
+	ln := ports.resp
+	if cfg.ServerTLS != nil {
+		ln = tls.NewListener(ln, cfg.ServerTLS)
+	}
+	go func() { failed <- wrap("listen", clients.Serve(ln)) }() // ends by clients.Shutdown
+	n.log.Info("ready", "role", n.db.Role().String(), "dir", cfg.Dir, "listen", n.respAddr, "ship", n.shipAddr, "http", n.httpAddr, "follow", cfg.Follow)
+
+	var cause error
+	select {
+	case <-ctx.Done():
+		n.log.Info("draining")
+	case cause = <-failed:
+	}
+	drain, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout)
+	defer cancel()
+	if err := clients.Shutdown(drain); err != nil {
+		n.log.Warn("clients were cut off", "error", err)
+	}
+	n.unfollow()
+	if n.leader != nil {
+		if err := n.leader.Shutdown(drain); err != nil {
+			n.log.Warn("followers were cut off", "error", err)
+		}
+	}
+	if web != nil {
+		if err := web.Shutdown(drain); err != nil {
+			n.log.Warn("requests were cut off", "error", err)
+		}
+	}
+	return cause
+}
+
+// wrap names the port that failed; the ends that Shutdown causes are none.
+func wrap(port string, err error) error {
+	if err == nil || errors.Is(err, resp.ErrServerClosed) || errors.Is(err, http.ErrServerClosed) || errors.Is(err, ship.ErrClosed) {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", port, err)
+}
