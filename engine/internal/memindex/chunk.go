@@ -1,0 +1,42 @@
+package memindex
+
+// Chunk is the result of one [Table.Scan]: entries in the order of the scan,
+// with copies of their keys. The zero value is ready; using one again saves
+// the allocations. It belongs to one goroutine at a time.
+type Chunk struct {
+	keys     []byte
+	ends     []int // end of each key in keys
+	versions []Version
+	more     bool
+
+	refs, metas [scanBlock]uint64 // scratch
+	at          []byte            // scratch: the last key looked at
+}
+
+// Len returns the number of entries.
+func (c *Chunk) Len() int { return len(c.versions) }
+
+// Key returns the key of entry i. It is never nil, and valid until the chunk
+// is scanned into again; appending to it copies.
+func (c *Chunk) Key(i int) []byte {
+	from := 0
+	if i > 0 {
+		from = c.ends[i-1]
+	}
+	return c.keys[from:c.ends[i]:c.ends[i]]
+}
+
+// Version returns the version of entry i.
+func (c *Chunk) Version(i int) Version { return c.versions[i] }
+
+// More reports whether the scan stopped because the chunk was full. If not,
+// there is nothing behind its last entry.
+func (c *Chunk) More() bool { return c.more }
+
+// Reset empties the chunk and keeps its memory.
+func (c *Chunk) Reset() {
+	if c.keys == nil {
+		c.keys = make([]byte, 0, 1024)
+	}
+	c.keys, c.ends, c.versions, c.more = c.keys[:0], c.ends[:0], c.versions[:0], false
+}

@@ -1,0 +1,161 @@
+package memindex_test
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"shiplog/engine/internal/memindex"
+)
+
+// pins is what keeps the floor below the readers, as the engine's snapshots
+// do.
+type pins struct {
+	mu    sync.Mutex // guards the model as well
+	at    map[int]uint64
+	model *model
+	ref   uint64 // all versions up to it are inserted
+}
+
+// TestReadersSeeOneState runs a writer that inserts, deletes, deletes ranges
+// and lets the floor follow its readers. Each reader takes a position, and
+// what was visible there; whatever it reads at that position has to be just
+// that, until it lets go.
+func TestReadersSeeOneState(t *testing.T) {
+	const readers, rounds = 3, 25
+	r := newRand(t)
+	table := memindex.New()
+	p := &pins{at: map[int]uint64{}, model: newModel()}
+	var running atomic.Int32
+	var wg sync.WaitGroup
+	for id := range readers {
+		running.Add(1)
+		rr := rand.New(rand.NewPCG(r.Uint64(), 1))
+		wg.Go(func() {
+			defer running.Add(-1)
+			for range rounds {
+				if !readOneState(t, rr, table, p, id) {
+					return
+				}
+			}
+		})
+	}
+	for steps := 0; running.Load() > 0 || steps < 20000; steps++ {
+		p.mu.Lock()
+		ref := p.ref + 1
+		writeStep(r, table, p.model, ref)
+		p.ref = ref
+		floor := ref + 1
+		for _, at := range p.at {
+			floor = min(floor, at)
+		}
+		table.SetFloor(floor)
+		p.mu.Unlock()
+	}
+	wg.Wait()
+	if err := table.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// writeStep does one operation on the table and its model, which it keeps
+// small.
+func writeStep(r *rand.Rand, table *memindex.Table, m *model, ref uint64) {
+	const space = 4000
+	switch n := r.IntN(2000); {
+	case n < 1200:
+		k := randomKey(r, space)
+		table.Insert(k, ref, memindex.Kind(n%2))
+		m.insert(string(k), memindex.Version{Ref: ref, Kind: memindex.Kind(n % 2)})
+	case n < 1999:
+		k := randomKey(r, space)
+		table.Insert(k, ref, memindex.Delete)
+		m.insert(string(k), memindex.Version{Ref: ref, Kind: memindex.Delete})
+	default:
+		lo, hi := randomKey(r, space), randomKey(r, space)
+		table.DeleteRange(lo, hi, ref)
+		m.deleteRange(string(lo), string(hi), true, ref)
+	}
+}
+
+// readOneState pins a position and reads it in several ways. It reports
+// whether all was as it should be.
+func readOneState(t *testing.T, r *rand.Rand, table *memindex.Table, p *pins, id int) bool {
+	p.mu.Lock()
+	at := p.ref + 1
+	p.at[id] = at
+	want := p.model.state(at)
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		delete(p.at, id)
+		p.mu.Unlock()
+	}()
+	for range 4 {
+		lo, hi := randomKey(r, 4000), randomKey(r, 4000)
+		if r.IntN(2) == 0 {
+			lo, hi = nil, nil
+		}
+		reverse := r.IntN(2) == 0
+		got := scanAll(table, lo, hi, false, at, reverse, 1+r.IntN(300))
+		if want := within(want, lo, hi, false, reverse); !slices.Equal(got, want) {
+			t.Errorf("at %d, [%q, %q) reverse %v: got %d entries, want %d", at, lo, hi, reverse, len(got), len(want))
+			return false
+		}
+		for range 100 {
+			k := randomKey(r, 4000)
+			v, ok := table.Get(k, at)
+			ok = ok && v.Kind != memindex.Delete
+			i, wok := slices.BinarySearchFunc(want, string(k), func(x item, k string) int {
+				if x.key < k {
+					return -1
+				} else if x.key > k {
+					return 1
+				}
+				return 0
+			})
+			if ok != wok || ok && want[i].v != v {
+				t.Errorf("get %q at %d: got %v %v, want %v", k, at, v, ok, wok)
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// TestScanFindsNewKeys lets readers scan for keys that were inserted just
+// before the position they read at.
+func TestScanFindsNewKeys(t *testing.T) {
+	r := newRand(t)
+	table := memindex.New()
+	const n = 30000
+	keys := r.Perm(n)
+	var visible atomic.Uint64 // keys[:visible] are inserted
+	key := func(i uint64) []byte {
+		x := keys[i]
+		return []byte{byte(x >> 16), byte(x >> 8), byte(x)}
+	}
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			var c memindex.Chunk
+			for v := uint64(0); v < n; {
+				if v = visible.Load(); v == 0 {
+					continue
+				}
+				k := key(v - 1)
+				if table.Scan(&c, k, nil, false, v, false, 1); c.Len() != 1 || string(c.Key(0)) != string(k) {
+					t.Errorf("key %d is not found by a scan at %d", v-1, v)
+					return
+				}
+			}
+		})
+	}
+	for i := range uint64(n) {
+		table.Insert(key(i), i, memindex.Put)
+		visible.Store(i + 1)
+	}
+	wg.Wait()
+}

@@ -1,0 +1,222 @@
+package memindex
+
+import (
+	"encoding/binary"
+	"slices"
+	"sync/atomic"
+)
+
+const (
+	// scanBlock is the number of nodes looked at together.
+	scanBlock = 256
+	// scanHold is the number of entries looked at under one hold of the tree
+	// lock, visible or not: some 50 us, the longest that a merge waits.
+	scanHold = 1024
+	// chunkKeys is the number of key bytes at which a chunk is full. With the
+	// longest keys it is passed by less than two of them.
+	chunkKeys = 1 << 20
+)
+
+// Scan fills dst with the next entries of the range from lo to hi that are
+// visible at position at, in ascending order of keys or, if reverse is set, in
+// descending. The range includes lo unless loOpen is set, and excludes hi; a
+// nil hi means no upper bound, a nil lo the empty key. Deletes and keys
+// without a version below at are left out.
+//
+// At most max entries are returned, fewer if their keys are large, but at
+// least one if there is one and max is not 0; [Chunk.More] tells whether to go
+// on, with the last key as lo and loOpen set or, in reverse, as hi.
+//
+// All chunks of a scan show the same state, whatever the writer does in
+// between, as long as at is not below the floor, and above no version still to
+// be inserted. No lock is held when Scan returns.
+func (t *Table) Scan(dst *Chunk, lo, hi []byte, loOpen bool, at uint64, reverse bool, max int) {
+	dst.Reset()
+	if max <= 0 {
+		return
+	}
+	t.settle(at)
+	b := bounds{lo, hi, loOpen}
+	for done := false; !done && !dst.more; {
+		t.treeLock.RLock()
+		sp := *t.arena.published.Load()
+		if reverse {
+			done = t.scanBack(sp, dst, &b, at, max)
+		} else {
+			done = t.scanOn(sp, dst, &b, at, max)
+		}
+		t.treeLock.RUnlock()
+	}
+}
+
+// bounds is what is left of a scan's range.
+type bounds struct {
+	lo, hi []byte
+	loOpen bool
+}
+
+// from returns the index of the first entry of leaf that is not below the
+// range.
+func (b *bounds) from(s space, leaf *fan) int {
+	i, eq := leaf.search(s, b.lo, 0)
+	if eq && b.loOpen {
+		i++
+	}
+	return i
+}
+
+// to returns the index behind the last entry of leaf that is not above the
+// range.
+func (b *bounds) to(s space, leaf *fan) int {
+	if b.hi == nil {
+		return len(leaf.addr)
+	}
+	i, _ := leaf.search(s, b.hi, 0)
+	return i
+}
+
+// scanOn looks at up to scanHold entries, moves b.lo behind them and reports
+// whether the range is done. The caller holds the tree lock, shared.
+func (t *Table) scanOn(sp space, dst *Chunk, b *bounds, at uint64, max int) bool {
+	if len(t.tree.branches) == 0 {
+		return true
+	}
+	p := t.tree.locate(sp, b.lo)
+	i := b.from(sp, t.tree.leaf(p))
+	for seen := 0; ; {
+		leaf := t.tree.leaf(p)
+		end := b.to(sp, leaf)
+		for i < end {
+			n := min(end-i, scanBlock, max-len(dst.versions))
+			n = t.take(sp, dst, leaf.addr[i:i+n], at, false)
+			i += n
+			seen += n
+			if dst.full(max) {
+				return true
+			}
+			if seen >= scanHold {
+				dst.at = sp.appendKey(dst.at[:0], leaf.addr[i-1])
+				b.lo, b.loOpen = dst.at, true
+				return false
+			}
+		}
+		if end < len(leaf.addr) {
+			return true
+		}
+		var ok bool
+		if p, ok = t.tree.next(p); !ok {
+			return true
+		}
+		i = 0
+	}
+}
+
+// scanBack is scanOn for a descending scan; it moves b.hi.
+func (t *Table) scanBack(sp space, dst *Chunk, b *bounds, at uint64, max int) bool {
+	if len(t.tree.branches) == 0 {
+		return true
+	}
+	p := t.tree.last()
+	if b.hi != nil {
+		p = t.tree.locate(sp, b.hi)
+	}
+	i := b.to(sp, t.tree.leaf(p))
+	for seen := 0; ; {
+		leaf := t.tree.leaf(p)
+		from := b.from(sp, leaf)
+		for i > from {
+			n := min(i-from, scanBlock, max-len(dst.versions))
+			n = t.take(sp, dst, leaf.addr[i-n:i], at, true)
+			i -= n
+			seen += n
+			if dst.full(max) {
+				return true
+			}
+			if seen >= scanHold {
+				dst.at = sp.appendKey(dst.at[:0], leaf.addr[i])
+				b.hi = dst.at
+				return false
+			}
+		}
+		if from > 0 {
+			return true
+		}
+		var ok bool
+		if p, ok = t.tree.prev(p); !ok {
+			return true
+		}
+		i = len(t.tree.leaf(p).addr)
+	}
+}
+
+// full reports whether nothing more goes into the chunk, and notes it.
+func (c *Chunk) full(max int) bool {
+	c.more = len(c.versions) >= max || len(c.keys) >= chunkKeys
+	return c.more
+}
+
+// take appends the visible ones of up to scanBlock nodes to dst, until its
+// keys are too many, and returns how many it looked at. The caller holds the
+// tree lock, shared, so none of the nodes is freed; versions may change.
+func (t *Table) take(sp space, dst *Chunk, addrs []uint32, at uint64, reverse bool) int {
+	// The nodes of neighbours lie far apart. This loop does nothing but load,
+	// so that many cache misses are under way at once.
+	for i, a := range addrs {
+		w := sp.node(a)
+		ref := atomic.LoadUint64(&w[0])
+		m := atomic.LoadUint64(&w[1])
+		if atomic.LoadUint64(&w[0]) != ref {
+			ref = busyRef
+		}
+		dst.refs[i], dst.metas[i] = ref, m
+	}
+	for k := range addrs {
+		i := k
+		if reverse {
+			i = len(addrs) - 1 - k
+		}
+		ref, m := dst.refs[i], dst.metas[i]
+		kind := metaKind(m)
+		if ref >= at {
+			v, ok := t.visibleOf(addrs[i], metaShard(m), at)
+			if !ok {
+				continue
+			}
+			ref, kind = v.Ref, v.Kind
+		}
+		if kind == Delete {
+			continue
+		}
+		dst.add(sp.node(addrs[i]), metaLen(m), Version{ref, kind})
+		if len(dst.keys) >= chunkKeys {
+			return k + 1
+		}
+	}
+	return len(addrs)
+}
+
+// visibleOf finds the version of a node visible at at under the shard's lock:
+// for nodes whose newest version is too new, or being replaced.
+func (t *Table) visibleOf(addr uint32, shard uint8, at uint64) (Version, bool) {
+	s := &t.shards[shard]
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return (*t.arena.published.Load()).visible(addr, at)
+}
+
+// add appends an entry with the key of n bytes in the node w.
+func (c *Chunk) add(w []uint64, n int, v Version) {
+	at := len(c.keys)
+	if cap(c.keys)-at < n+8 {
+		c.keys = slices.Grow(c.keys, n+8)
+	}
+	// Whole words, the last one's padding included: it is cut off, or
+	// overwritten by the next key.
+	room := c.keys[at : at+n+8]
+	for i := 0; i < n; i += 8 {
+		binary.BigEndian.PutUint64(room[i:], w[keyWords0+i/8])
+	}
+	c.keys = c.keys[:at+n]
+	c.ends = append(c.ends, at+n)
+	c.versions = append(c.versions, v)
+}
