@@ -30,3 +30,15 @@ func (p Positions) Ordered() Positions { return p.ordered() }
 
 func (f *freshness) Mark(committed wal.LSN, clock int64) { f.mark(committed, clock) }
 func (f *freshness) See(visible wal.LSN) int64           { return f.see(visible) }
+
+// Transcript is what the proofs of a handshake are made of.
+func Transcript(dialer, acceptor []byte) *transcript {
+	var t transcript
+	copy(t.hellos[:], dialer)
+	copy(t.hellos[HelloSize:], acceptor)
+	return &t
+}
+
+func (t *transcript) DialerProof(secret []byte) [32]byte   { return t.prove(secret, labelDialer) }
+func (t *transcript) AcceptorProof(secret []byte) [32]byte { return t.prove(secret, labelAcceptor) }
+func (t *transcript) Keys(secret []byte) (d, a uint64)     { return t.keys(secret) }
