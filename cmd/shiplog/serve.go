@@ -165,7 +165,7 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 
 // wrap names the port that failed; the ends that Shutdown causes are none.
 func wrap(port string, err error) error {
-	if err == nil || errors.Is(err, resp.ErrServerClosed) || errors.Is(err, http.ErrServerClosed) || errors.Is(err, ship.ErrClosed) {
+	if err == nil || errors.Is(err, resp.ErrServerClosed) || errors.Is(err, http.ErrServerClosed) || errors.Is(err, ship.ErrLeaderClosed) {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", port, err)

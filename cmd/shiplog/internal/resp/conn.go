@@ -200,12 +200,15 @@ func (c *conn) next() ([][]byte, error) {
 			}
 			return args, nil
 		}
+		if c.scan.total == 0 {
+			continue // *0 and *-1 have no reply
+		}
 		complete, args, _, _, err := redcon.ReadNextCommand(p[:n], c.argv[:0])
 		if err != nil {
 			return nil, err
 		}
-		if !complete || len(args) == 0 {
-			continue // *0 and *-1 have no reply
+		if !complete {
+			return nil, protocolError("incomplete command") // the scanner and the parser disagree
 		}
 		c.argv = args
 		return args, nil

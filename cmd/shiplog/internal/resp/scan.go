@@ -23,7 +23,8 @@ func (e protocolError) Error() string { return "Protocol error: " + string(e) }
 // time costs time in proportion to its length. Offsets count from the start of the command.
 type scanner struct {
 	pos     int // everything before was looked at
-	args    int // arguments still to come; -1 before the first line
+	total   int // arguments of the command
+	args    int // of them still to come; -1 before the first line
 	bulk    int // bytes of the present argument with its line end; -1 before its length
 	started bool
 }
@@ -85,6 +86,7 @@ func (s *scanner) length(line []byte, lim scanLimits) error {
 			return protocolError("unauthenticated multibulk length")
 		}
 		s.args = int(max(n, 0))
+		s.total = s.args
 		return nil
 	}
 	if line[0] != '$' {
