@@ -366,6 +366,12 @@ func (l *Leader) clock() int64 {
 	return l.opts.Now().UnixMilli()
 }
 
+// awaitsSync reports whether voters are to sync at once.
+func (l *Leader) awaitsSync() bool {
+	h, ok := l.node.(SyncHinter)
+	return !ok || h.AwaitsSync()
+}
+
 // Shutdown stops accepting, gives each follower until ctx ends to receive what it is due, tells it that this side
 // is shutting down, and waits for all goroutines. It returns ctx's error when it had to cut someone off. It may be
 // called again.

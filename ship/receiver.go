@@ -11,18 +11,21 @@ import (
 )
 
 const (
-	// receiveBuffer holds bytes that wait for the rest of their frame, and is what one read of the socket can fill.
-	receiveBuffer = 1 << 20
 	// receiveChunk is how many bytes are gathered before they are checked and written: large enough to spread the
 	// cost of a call, small enough to be in the cache still.
 	receiveChunk = 256 << 10
+	// receiveRoom stands before a chunk for the beginning of its first frame, which came with the chunk before.
+	receiveRoom = wal.MaxFrameRaw + 4096
+	// receiveBuffer is one of two buffers: a chunk, and what one more read of the socket brings.
+	receiveBuffer = receiveRoom + 2*receiveChunk
 	// lazyAck is how long news of visibility alone may wait: nobody does.
 	lazyAck = 5 * time.Millisecond
 )
 
-// receiver is one connection of a follower. Three goroutines: the one that receives, which appends and, when the
-// upstream says that someone waits, syncs by itself; one that syncs what nobody waits for; one that tells the
-// upstream what has changed, and that this node lives.
+// receiver is one connection of a follower. Four goroutines: the one that receives, which appends by itself and,
+// when the upstream says that someone waits, syncs by itself; one that checks and appends a chunk during a catch-up,
+// while the next is received; one that syncs what nobody waits for; one that tells the upstream what has changed, and
+// that this node lives.
 type receiver struct {
 	f         *Follower
 	c         *conn
@@ -32,8 +35,13 @@ type receiver struct {
 	buf   []byte
 	r, w  int     // buf[r:w] was received and not yet appended
 	next  wal.LSN // of the next byte to be received
+	spare []byte  // the other buffer; nil before it is needed, and while away
+	away  bool    // a chunk is with the appending goroutine
 	epoch wal.Epoch
 	first *Welcome // what the first bytes of an empty log must agree with; nil once the log has a header
+
+	chunks   chan chunk // to the appending goroutine
+	appended chan chunk // and back
 
 	done     chan struct{} // closed by fail
 	failOnce sync.Once
@@ -46,16 +54,26 @@ type receiver struct {
 	syncSoon chan struct{} // one token: sync within SyncDelay
 	syncNow  chan struct{} // one token: sync
 
-	sendMu sync.Mutex // guards the sending half and the fields below
-	out    []byte
-	told   Positions
-	broken bool
+	sendMu   sync.Mutex // guards the sending half and the fields below
+	out      []byte
+	told     Positions
+	promised wal.Epoch // what was acknowledged is not above it
+	broken   bool
+}
+
+// chunk is bytes on their way to the log; on the way back, what is left of them: less than a frame.
+type chunk struct {
+	buf  []byte
+	r, w int
+	at   wal.LSN // of buf[r]
+	err  error
 }
 
 func newReceiver(f *Follower, c *conn, w *Welcome) *receiver {
 	r := &receiver{
-		f: f, c: c, heartbeat: f.opts.Heartbeat, buf: make([]byte, receiveBuffer), next: w.Start, epoch: w.Epoch,
-		done: make(chan struct{}),
+		f: f, c: c, heartbeat: f.opts.Heartbeat, buf: make([]byte, receiveBuffer), r: receiveRoom, w: receiveRoom,
+		next: w.Start, epoch: w.Epoch, promised: w.Epoch, done: make(chan struct{}),
+		chunks: make(chan chunk, 1), appended: make(chan chunk, 1),
 		tell: make(chan struct{}, 1), syncSoon: make(chan struct{}, 1), syncNow: make(chan struct{}, 1),
 	}
 	if f.log.Empty() {
@@ -77,7 +95,9 @@ func (r *receiver) run() error {
 	var wg sync.WaitGroup
 	wg.Go(func() { r.fail(r.acks(sub)) }) // ended by fail
 	wg.Go(func() { r.fail(r.syncs()) })   // ended by fail
+	wg.Go(r.appends)                      // ended by the close of chunks
 	r.fail(r.receive())
+	close(r.chunks)
 	wg.Wait()
 	var e *Error
 	if errors.As(r.err, &e) && !e.Remote && !r.broken {
@@ -130,80 +150,125 @@ func (r *receiver) data(h Header) error {
 		r.syncing.Store(true)
 	}
 	for left := int(h.Length); left > 0; {
-		if len(r.buf)-r.w < min(left, receiveChunk) {
-			r.w = copy(r.buf, r.buf[r.r:r.w])
-			r.r = 0
-		}
 		n, err := r.c.readData(r.buf[r.w:min(len(r.buf), r.w+left)])
 		if err != nil {
 			// What came whole is kept: a line that breaks often still brings the log further.
-			return errors.Join(err, r.take())
+			return errors.Join(err, r.settle())
 		}
 		r.w += n
 		r.next += wal.LSN(n)
 		left -= n
-		if left == 0 || r.w-r.r >= receiveChunk {
-			if err := r.take(); err != nil {
+		if r.w-r.r >= receiveChunk || r.w == len(r.buf) {
+			if err := r.hand(); err != nil {
 				return err
 			}
 		}
 	}
 	r.f.receivedBytes(int(h.Length))
-	switch {
-	case hurry:
-		// The hand-off to another goroutine would cost more than the rest of the way.
-		if err := r.ack(false); err != nil {
-			return err
+	if h.Flags&(DataHead|DataSync) == 0 {
+		if r.unsynced.Load() >= r.f.opts.SyncBytes {
+			signal(r.syncNow)
 		}
-		if err := r.sync(); err != nil {
-			return err
-		}
-		r.syncing.Store(false) // before the positions are read: what moves after that is the other goroutine's to tell
-		return r.ack(false)
-	case r.unsynced.Load() >= r.f.opts.SyncBytes:
-		signal(r.syncNow)
-	default:
-		signal(r.syncSoon)
+		signal(r.tell)
+		return nil
 	}
-	signal(r.tell)
+	if err := r.settle(); err != nil {
+		return err
+	}
+	if err := r.ack(false); err != nil {
+		return err
+	}
+	if !hurry {
+		signal(r.syncSoon)
+		return nil
+	}
+	// The hand-off to another goroutine would cost more than the rest of the way.
+	if err := r.sync(); err != nil {
+		return err
+	}
+	r.syncing.Store(false) // before the positions are read: what moves after that is the other goroutine's to tell
+	return r.ack(false)
+}
+
+// hand gives a chunk to the appending goroutine and goes on with the other buffer. What was left of the chunk
+// before stands in front.
+func (r *receiver) hand() error {
+	if r.first != nil {
+		return r.settle()
+	}
+	if err := r.collect(); err != nil {
+		return err
+	}
+	if r.spare == nil {
+		r.spare = make([]byte, receiveBuffer)
+	}
+	r.chunks <- chunk{buf: r.buf, r: r.r, w: r.w, at: r.next - wal.LSN(r.w-r.r)} // there is room for one
+	r.away = true
+	r.buf, r.spare = r.spare, nil
+	r.r, r.w = receiveRoom, receiveRoom
 	return nil
 }
 
-// take appends the whole frames of what was received. Nothing that does not validate at its position is written.
-func (r *receiver) take() error {
-	at := r.next - wal.LSN(r.w-r.r)
+// collect waits for the chunk that is away, and puts what is left of it in front of what was received since.
+func (r *receiver) collect() error {
+	if !r.away {
+		return nil
+	}
+	c := <-r.appended
+	r.away, r.spare = false, c.buf
+	r.r -= copy(r.buf[r.r-(c.w-c.r):r.r], c.buf[c.r:c.w])
+	return c.err
+}
+
+// settle appends all whole frames of what was received, in this goroutine.
+func (r *receiver) settle() error {
+	if err := r.collect(); err != nil {
+		return err
+	}
+	c := chunk{buf: r.buf, r: r.r, w: r.w, at: r.next - wal.LSN(r.w-r.r)}
 	if r.first != nil {
-		if r.w-r.r < wal.HeaderSize {
+		if c.w-c.r < wal.HeaderSize {
 			return nil
 		}
-		if err := r.founds(r.buf[r.r:r.w]); err != nil {
+		if err := r.founds(c.buf[c.r:c.w]); err != nil {
 			return err
 		}
 	}
-	n, err := r.f.log.AppendRaw(at, r.buf[r.r:r.w])
-	r.r += n
-	r.unsynced.Add(int64(n))
-	if r.r == r.w {
-		r.r, r.w = 0, 0
-	}
-	switch {
-	case err == nil:
-	case errors.Is(err, wal.ErrInvalid), errors.Is(err, wal.ErrGap), errors.Is(err, wal.ErrEpoch):
-		return &Error{Code: CodeCorrupt, LSN: at + wal.LSN(n), Text: fmt.Sprintf("at %s", at+wal.LSN(n)), Err: err}
-	default:
-		return fmt.Errorf("ship: append at %s: %w", at+wal.LSN(n), err)
-	}
-	if n > 0 {
+	r.take(&c)
+	r.w = receiveRoom + copy(r.buf[receiveRoom:], r.buf[c.r:c.w])
+	r.r = receiveRoom
+	if !r.f.log.Empty() {
 		r.first = nil
-		if e := r.f.log.Epoch(); e > r.epoch {
-			r.epoch = e
-			return r.f.promise(e)
-		}
 	}
-	if r.w-r.r > receiveBuffer-receiveChunk {
-		return &Error{Code: CodeCorrupt, LSN: at + wal.LSN(n), Text: fmt.Sprintf("no frame at %s ends within %d bytes", at+wal.LSN(n), r.w-r.r)}
+	return c.err
+}
+
+// appends is the goroutine that appends during a catch-up.
+func (r *receiver) appends() {
+	for c := range r.chunks {
+		r.take(&c)
+		signal(r.tell)
+		r.appended <- c
 	}
-	return nil
+}
+
+// take appends the whole frames of a chunk. Nothing that does not validate at its position is written.
+func (r *receiver) take(c *chunk) {
+	n, err := r.f.log.AppendRaw(c.at, c.buf[c.r:c.w])
+	c.r += n
+	c.at += wal.LSN(n)
+	r.unsynced.Add(int64(n))
+	switch {
+	case errors.Is(err, wal.ErrInvalid), errors.Is(err, wal.ErrGap), errors.Is(err, wal.ErrEpoch):
+		c.err = &Error{Code: CodeCorrupt, LSN: c.at, Text: fmt.Sprintf("at %s", c.at), Err: err}
+	case err != nil:
+		c.err = fmt.Errorf("ship: append at %s: %w", c.at, err)
+	case c.w-c.r > receiveRoom:
+		c.err = &Error{Code: CodeCorrupt, LSN: c.at, Text: fmt.Sprintf("no frame at %s ends within %d bytes", c.at, c.w-c.r)}
+	}
+	if c.err != nil {
+		c.w = c.r // of no use any more
+	}
 }
 
 // founds checks the segment header that an empty log would begin with: what is written there binds this node to a
@@ -237,6 +302,10 @@ func (r *receiver) mark(m *Mark) error {
 		return refuse(CodeLoop, "%d upstreams to the leader", m.Hops)
 	}
 	if err := r.f.promise(m.Epoch); err != nil {
+		return err
+	}
+	r.epoch = max(r.epoch, m.Epoch)
+	if err := r.settle(); err != nil {
 		return err
 	}
 	if m.HasDigest && r.first == nil {
@@ -358,9 +427,17 @@ func (r *receiver) ack(force bool) error {
 			return nil
 		}
 	}
+	// An epoch that came down the stream is persisted before anything in it is acknowledged.
+	epoch := r.f.log.Epoch()
+	if epoch > r.promised {
+		if err := r.f.promise(epoch); err != nil {
+			return err
+		}
+		r.promised = epoch
+	}
 	r.told = p
 	r.out = r.c.appendMessage(r.out[:0], &Ack{
-		Received: p.Received, Durable: p.Durable, Applied: p.Applied, Visible: p.Visible, Echo: r.echo.Load(), Epoch: r.f.log.Epoch(),
+		Received: p.Received, Durable: p.Durable, Applied: p.Applied, Visible: p.Visible, Echo: r.echo.Load(), Epoch: epoch,
 	})
 	n, err := r.c.try(r.out)
 	if err == nil && n < len(r.out) {

@@ -3,6 +3,7 @@ package ship
 import (
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -281,7 +282,7 @@ func (s *session) header(from wal.LSN, n int, limit wal.LSN) Header {
 	h := Header{Type: TypeData, LSN: from, Length: uint32(n)}
 	if from+wal.LSN(n) == limit {
 		h.Flags = DataHead
-		if s.voter.Load() || s.eager.Load() {
+		if !s.voter.Load() && s.eager.Load() || s.voter.Load() && s.l.awaitsSync() {
 			h.Flags |= DataSync
 		}
 	}
@@ -336,7 +337,7 @@ func (s *session) sendBulk(from, limit wal.LSN, beat bool) error {
 	s.sent.Store(uint64(from) + uint64(n)) // before: what arrives may be acknowledged before the call returns
 	sent, err := s.l.log.SendTo(s.c.nc, from, from+wal.LSN(n))
 	if err != nil || sent != int64(n) {
-		return fmt.Errorf("ship: send %d bytes from %s, %d sent: %w", n, from, sent, err)
+		return fmt.Errorf("ship: sent %d of %d bytes from %s: %w", sent, n, from, errors.Join(err, io.ErrShortWrite))
 	}
 	s.broken = false
 	now := time.Now()
