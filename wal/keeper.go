@@ -1,0 +1,121 @@
+package wal
+
+import (
+	"sync"
+	"time"
+)
+
+// keeper does what need not be done while a caller waits: it writes the mark file once commits pause, and prepares the
+// next segment. One goroutine, started by Open, ended by stop; with Options.Inline there is none, and
+// the mark is written at Close alone.
+type keeper struct {
+	log   *Log
+	kicks chan struct{}
+	quit  chan struct{}
+	done  chan struct{}
+	once  sync.Once
+
+	mu   sync.Mutex // guards file
+	file *markFile  // opened at the first write
+	last mark       // what is in the file
+}
+
+// maxMarkAge bounds how old the mark file gets under a load that never pauses.
+const maxMarkAge = time.Second
+
+func startKeeper(l *Log, last mark) *keeper {
+	k := &keeper{log: l, kicks: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}), last: last}
+	if l.opts.Inline {
+		close(k.done)
+		return k
+	}
+	go func() { // ended by stop
+		defer close(k.done)
+		k.run()
+	}()
+	return k
+}
+
+// kick says that a mark has moved or that the tip is filling up. It never blocks. A nil keeper has nothing to do.
+func (k *keeper) kick() {
+	if k == nil || len(k.kicks) > 0 {
+		return
+	}
+	select {
+	case k.kicks <- struct{}{}:
+	default:
+	}
+}
+
+func (k *keeper) run() {
+	idle := time.NewTimer(time.Hour)
+	defer idle.Stop()
+	written := time.Now()
+	for {
+		select {
+		case <-k.quit:
+			return
+		case <-k.kicks:
+			k.log.prepareAhead()
+			if time.Since(written) < maxMarkAge {
+				idle.Reset(idleMark)
+				continue
+			}
+		case <-idle.C:
+		}
+		if err := k.writeMark(); err != nil {
+			k.log.opts.Logger.Warn("mark file not written", "error", err)
+		}
+		written = time.Now()
+	}
+}
+
+// writeMark stores the marks as they are, if they have moved.
+func (k *keeper) writeMark() error {
+	if k == nil { // during Open
+		return nil
+	}
+	l := k.log
+	if l.Empty() || l.Err() != nil {
+		return nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	// The durable mark first: what is read later can only be higher.
+	durable := min(l.Durable(), l.BatchEnd())
+	m := mark{database: l.DatabaseID(), durable: durable, committed: min(durable, l.Committed()), epoch: l.Epoch()}
+	same := m
+	same.seq = k.last.seq
+	if same == k.last {
+		return nil
+	}
+	if k.file == nil {
+		f, err := openMark(l.opts.FS, l.dir, k.last)
+		if err != nil {
+			return err
+		}
+		k.file = f
+	}
+	if err := k.file.write(m); err != nil {
+		return err
+	}
+	k.last = k.file.last
+	return nil
+}
+
+func (k *keeper) stop() {
+	if k == nil {
+		return
+	}
+	k.once.Do(func() { close(k.quit) })
+	<-k.done
+}
+
+func (k *keeper) close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.file == nil {
+		return nil
+	}
+	return k.file.f.Close()
+}

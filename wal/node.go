@@ -1,0 +1,163 @@
+package wal
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cespare/xxhash/v2"
+
+	"shiplog/wal/vfs"
+)
+
+// node is what this directory knows for certain of itself. Every change is written to a new file, synced, renamed and
+// synced again, so the file is whole and never derived from anything else.
+//
+//	 0        8    12   16               32       40       48   52   56
+//	+--------+----+----+----------------+--------+--------+----+----+
+//	| magic  |ver | 0  |    node ID     | inode  | birth  |prom| 0  |
+//	+--------+----+----+----------------+--------+--------+----+----+
+//	 56       64       72               88               120      128
+//	+--------+--------+----------------+----------------+--------+
+//	| clean  |  cut   |  database ID   |       0        |checksum|
+//	+--------+--------+----------------+----------------+--------+
+type node struct {
+	fs  vfs.FS
+	dir string
+
+	id       NodeID
+	identity vfs.Identity // of the directory: a copy of it is another node
+	promised Epoch
+	clean    LSN // end of the log at a clean close; noLSN: not closed cleanly
+	cut      LSN // the log is being cut back to here; noLSN: it is not
+	database DatabaseID
+}
+
+const (
+	nodeFile     = "node"
+	nodeTemp     = "node.tmp"
+	nodeSize     = 128
+	noLSN    LSN = 1<<64 - 1
+	filePerm     = 0o644
+	dirPerm      = 0o755
+)
+
+var nodeMagic = [8]byte{'S', 'H', 'I', 'P', 'N', 'O', 'D', 'E'}
+
+func (n *node) marshal() []byte {
+	b := make([]byte, nodeSize)
+	copy(b, nodeMagic[:])
+	binary.LittleEndian.PutUint32(b[8:], formatVersion)
+	copy(b[16:], n.id[:])
+	binary.LittleEndian.PutUint64(b[32:], n.identity.Inode)
+	binary.LittleEndian.PutUint64(b[40:], uint64(n.identity.Birth))
+	binary.LittleEndian.PutUint32(b[48:], uint32(n.promised))
+	binary.LittleEndian.PutUint64(b[56:], uint64(n.clean))
+	binary.LittleEndian.PutUint64(b[64:], uint64(n.cut))
+	copy(b[72:], n.database[:])
+	binary.LittleEndian.PutUint64(b[120:], xxhash.Sum64(b[:120]))
+	return b
+}
+
+func (n *node) unmarshal(b []byte) error {
+	if len(b) != nodeSize || [8]byte(b[:8]) != nodeMagic {
+		return fmt.Errorf("%w: not a node file", ErrInvalid)
+	}
+	if xxhash.Sum64(b[:120]) != binary.LittleEndian.Uint64(b[120:]) {
+		return fmt.Errorf("%w: node file checksum", ErrInvalid)
+	}
+	if v := binary.LittleEndian.Uint32(b[8:]); v != formatVersion {
+		return &VersionError{What: "node file", Have: formatVersion, Need: v}
+	}
+	n.id = NodeID(b[16:32])
+	n.identity = vfs.Identity{Inode: binary.LittleEndian.Uint64(b[32:]), Birth: int64(binary.LittleEndian.Uint64(b[40:]))}
+	n.promised = Epoch(binary.LittleEndian.Uint32(b[48:]))
+	n.clean, n.cut = LSN(binary.LittleEndian.Uint64(b[56:])), LSN(binary.LittleEndian.Uint64(b[64:]))
+	n.database = DatabaseID(b[72:88])
+	return nil
+}
+
+// save makes the node file durable. The caller serialises.
+func (n *node) save() error {
+	temp := filepath.Join(n.dir, nodeTemp)
+	f, err := n.fs.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, filePerm)
+	if err != nil {
+		return fmt.Errorf("write node file: %w", err)
+	}
+	_, err = f.WriteAt(n.marshal(), 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = n.fs.Rename(temp, filepath.Join(n.dir, nodeFile))
+	}
+	if err == nil {
+		err = n.fs.SyncDir(n.dir)
+	}
+	if err != nil {
+		return fmt.Errorf("write node file: %w", spaceError(err))
+	}
+	return nil
+}
+
+// loadNode reads the node file. A directory without one, or a copy of another node's, gets a fresh ID: the copy was
+// made without anything that the other node had promised.
+func loadNode(f vfs.FS, dir string, readOnly bool) (n *node, previous NodeID, err error) {
+	n = &node{fs: f, dir: dir, clean: noLSN, cut: noLSN}
+	info, err := f.Stat(dir)
+	if err != nil {
+		return nil, previous, fmt.Errorf("stat directory: %w", err)
+	}
+	b, err := readFile(f, filepath.Join(dir, nodeFile), nodeSize)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, previous, err
+	default:
+		if err := n.unmarshal(b); err != nil {
+			if errors.Is(err, ErrVersion) {
+				return nil, previous, err
+			}
+			return nil, previous, &CorruptError{Path: filepath.Join(dir, nodeFile), Reason: "node file does not validate", Err: err}
+		}
+		if n.identity == info.ID || readOnly {
+			return n, previous, nil
+		}
+		previous = n.id
+	}
+	if readOnly {
+		return n, previous, nil
+	}
+	n.identity, n.promised = info.ID, 0
+	if _, err := rand.Read(n.id[:]); err != nil {
+		return nil, previous, fmt.Errorf("make node ID: %w", err)
+	}
+	return n, previous, n.save()
+}
+
+// readFile reads a small file; one longer than limit is cut there.
+func readFile(fsys vfs.FS, name string, limit int) ([]byte, error) {
+	f, err := fsys.OpenFile(name, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, min(size, int64(limit)))
+	return b, readFull(f, b, 0)
+}
+
+// spaceError makes a full disk known by ErrNoSpace.
+func spaceError(err error) error {
+	if err != nil && vfs.IsNoSpace(err) && !errors.Is(err, ErrNoSpace) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}

@@ -1,0 +1,539 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"shiplog/wal/vfs"
+)
+
+// open runs the recovery of FORMAT.md; the steps are numbered as there. It returns the newest mark.
+func (l *Log) open() (last mark, err error) {
+	// 1. Lock, node file.
+	if err := l.enterDir(); err != nil {
+		return last, err
+	}
+	// 2. A cut that was interrupted is finished.
+	if err := l.finishCut(); err != nil {
+		return last, err
+	}
+	// 3. Segments: names, headers, adjacency.
+	segs, stray, err := l.listSegments()
+	if err != nil {
+		return last, err
+	}
+	if len(segs) == 0 {
+		return last, l.openEmpty(stray)
+	}
+	size := segs[0].header.SegmentSize
+	l.segs.Store(&segList{segs: segs, size: size})
+	l.head.Store(uint64(segs[len(segs)-1].end())) // for reads during recovery
+	// 4. The newest mark.
+	last, marked, err := loadMark(l.opts.FS, l.dir, segs[0].header.Database)
+	if err != nil {
+		return last, err
+	}
+	l.report.MarkLost = !marked && l.node.clean == noLSN && !l.opts.ReadOnly && !l.young(segs)
+	// 5. Scan from the segment that holds the mark to the first frame that does not validate.
+	s := l.scan(segs, last.durable)
+	if s.err != nil {
+		return last, s.err
+	}
+	// 6. Torn or corrupt.
+	if err := l.judge(segs, s, last); err != nil {
+		return last, err
+	}
+	if err := l.loadHistory(segs, s); err != nil {
+		return last, err
+	}
+	// 7. to 9. Cut, erase, rewrite.
+	if err := l.settle(segs, s, last, stray); err != nil {
+		return last, err
+	}
+	l.committed.Store(uint64(min(last.committed, l.Durable(), l.BatchEnd())))
+	return last, nil
+}
+
+// enterDir takes the lock and reads the node file.
+func (l *Log) enterDir() error {
+	o := l.opts
+	if !o.ReadOnly {
+		if err := o.FS.MkdirAll(l.dir, dirPerm); err != nil {
+			return fmt.Errorf("make directory: %w", spaceError(err))
+		}
+		lock, err := o.FS.Lock(filepath.Join(l.dir, "LOCK"))
+		if errors.Is(err, vfs.ErrLocked) {
+			return ErrLocked
+		}
+		if err != nil {
+			return fmt.Errorf("lock directory: %w", spaceError(err))
+		}
+		l.lock = lock
+	}
+	n, previous, err := loadNode(o.FS, l.dir, o.ReadOnly)
+	if err != nil {
+		return err
+	}
+	l.node, l.report.PreviousNode = n, previous
+	if l.comp, err = newCompressor(o.Compression); err != nil {
+		return fmt.Errorf("start compressor: %w", err)
+	}
+	if !o.ReadOnly {
+		l.useMap, err = coherent(o.FS, l.dir)
+		l.handles.noMap = !l.useMap
+	}
+	return err
+}
+
+// coherent reports whether a map sees what is written to its file, and the file what is stored through the map.
+func coherent(fsys vfs.FS, dir string) (ok bool, err error) {
+	name := filepath.Join(dir, "probe.tmp")
+	f, err := fsys.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, filePerm)
+	if err != nil {
+		return false, fmt.Errorf("probe file system: %w", spaceError(err))
+	}
+	defer func() { err = errors.Join(err, f.Close(), fsys.Remove(name)) }()
+	const n = 4096
+	if err := f.Allocate(0, n); err != nil {
+		return false, fmt.Errorf("probe file system: %w", spaceError(err))
+	}
+	m, err := f.Map(n, true)
+	if err != nil {
+		return false, nil // no shared maps here: pread and pwrite do all
+	}
+	h := &handle{file: f, m: m, data: m.Bytes()}
+	h.pins.Store(1)
+	ok, err = probe(h)
+	return ok, errors.Join(err, m.Close())
+}
+
+func probe(h *handle) (ok bool, err error) {
+	h.pins.Add(1)
+	defer h.leave(enter(), &err)
+	var b [1]byte
+	if _, err := h.file.WriteAt([]byte{1}, 0); err != nil {
+		return false, fmt.Errorf("probe file system: %w", spaceError(err))
+	}
+	seen := h.data[0] == 1
+	h.data[1] = 2
+	if _, err := h.file.ReadAt(b[:], 1); err != nil {
+		return false, fmt.Errorf("probe file system: %w", err)
+	}
+	return seen && b[0] == 2, nil
+}
+
+// finishCut does what is left of a cut whose intent is recorded.
+func (l *Log) finishCut() error {
+	to := l.node.cut
+	if to == noLSN || l.opts.ReadOnly {
+		return nil
+	}
+	names, err := l.segmentNames()
+	if err != nil {
+		return err
+	}
+	for i := len(names) - 1; i >= 0; i-- {
+		base, _ := parseSegmentName(names[i])
+		path := filepath.Join(l.segDir(), names[i])
+		if base < to {
+			if err := eraseTail(l.opts, path, int64(to-base)); err != nil {
+				return fmt.Errorf("finish a cut: %w", err)
+			}
+			break
+		}
+		if err := l.opts.FS.Remove(path); err != nil {
+			return fmt.Errorf("finish a cut: %w", err)
+		}
+		if err := l.opts.FS.SyncDir(l.segDir()); err != nil {
+			return fmt.Errorf("finish a cut: %w", err)
+		}
+	}
+	l.report.Resumed = true
+	return l.setIntent(noLSN)
+}
+
+// segmentNames lists the files with the name of a segment, in the order of their bases.
+func (l *Log) segmentNames() ([]string, error) {
+	names, err := l.opts.FS.ReadDir(l.segDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list segments: %w", err)
+	}
+	names = slices.DeleteFunc(names, func(n string) bool {
+		_, ok := parseSegmentName(n)
+		return !ok
+	})
+	slices.Sort(names)
+	return names, nil
+}
+
+// listSegments reads all headers. Files without a valid header behind the last segment are none: they come back as
+// strays. Anywhere else they are damage, as is a gap.
+func (l *Log) listSegments() (segs []*segment, stray []string, err error) {
+	names, err := l.segmentNames()
+	if err != nil {
+		return nil, nil, err
+	}
+	var bad error
+	for _, name := range names {
+		path := filepath.Join(l.segDir(), name)
+		base, _ := parseSegmentName(name)
+		s := &segment{path: path}
+		b, err := readFile(l.opts.FS, path, HeaderSize)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%w: read header of %s: %w", ErrIO, path, err)
+		}
+		if err := s.header.Unmarshal(b); err != nil {
+			if errors.Is(err, ErrVersion) {
+				return nil, nil, fmt.Errorf("segment %s: %w", path, err)
+			}
+			stray = append(stray, path)
+			if bad == nil {
+				bad = &CorruptError{Path: path, LSN: base, Reason: "segment header does not validate, and a later segment is valid", Err: err}
+			}
+			continue
+		}
+		if err := l.fits(s, base, segs); err != nil {
+			return nil, nil, err
+		}
+		if bad != nil {
+			return nil, nil, bad
+		}
+		segs = append(segs, s)
+	}
+	return segs, stray, nil
+}
+
+// fits checks a valid header against its file's name and the segments before it.
+func (l *Log) fits(s *segment, base LSN, before []*segment) error {
+	h := &s.header
+	for _, want := range []DatabaseID{l.opts.ExpectDatabase, l.node.database} {
+		if !want.IsZero() && h.Database != want {
+			return fmt.Errorf("%w: segment %s is of database %v, want %v", ErrDatabase, s.path, h.Database, want)
+		}
+	}
+	if h.Base != base {
+		return &CorruptError{Path: s.path, LSN: base, Reason: fmt.Sprintf("the header is that of segment %v", h.Base)}
+	}
+	if len(before) == 0 {
+		return nil
+	}
+	last := before[len(before)-1]
+	switch {
+	case h.Database != last.header.Database:
+		return fmt.Errorf("%w: segment %s is of database %v, the others of %v", ErrDatabase, s.path, h.Database, last.header.Database)
+	case h.SegmentSize != last.header.SegmentSize || h.Salt != last.header.Salt:
+		return &CorruptError{Path: s.path, LSN: base, Reason: "segment size or salt differs from that of the segments before"}
+	case base != last.end():
+		return &CorruptError{Path: last.path, LSN: last.end(), Reason: fmt.Sprintf("segments are missing from here to %v", base)}
+	}
+	return nil
+}
+
+// openEmpty opens a directory that has no segments. A mark that says otherwise is the trace of lost ones.
+func (l *Log) openEmpty(stray []string) error {
+	if m, ok, err := loadMark(l.opts.FS, l.dir, l.node.database); err != nil {
+		return err
+	} else if ok && m.durable > 0 {
+		return &CorruptError{Path: l.segDir(), LSN: 0, Reason: fmt.Sprintf("no segments, but the log was durable up to %v", m.durable)}
+	}
+	if l.node.clean != noLSN && l.node.clean > 0 {
+		return &CorruptError{Path: l.segDir(), LSN: 0, Reason: fmt.Sprintf("no segments, but the log was closed at %v", l.node.clean)}
+	}
+	return l.removeStray(stray)
+}
+
+func (l *Log) removeStray(stray []string) error {
+	if l.opts.ReadOnly {
+		return nil
+	}
+	for _, path := range stray {
+		if err := l.opts.FS.Remove(path); err != nil {
+			return fmt.Errorf("remove what is not a segment: %w", err)
+		}
+	}
+	return nil
+}
+
+// young reports whether the log is so short that a mark may never have been written: one segment, with nothing durable
+// promised in it.
+func (l *Log) young(segs []*segment) bool { return len(segs) == 1 && segs[0].base() == 0 }
+
+// scanned is where the scan of recovery has ended.
+type scanned struct {
+	cur    cursor
+	seg    int    // index of the segment that the scan ended in
+	reason string // why it ended there
+	err    error  // damage that is plain already
+	epochs []EpochRecord
+	from   LSN // where the scan began
+	bytes  []byte
+}
+
+// scan validates everything from the segment of the mark on. All segments but the last must be whole: the next one's
+// header was written only after they were.
+func (l *Log) scan(segs []*segment, from LSN) *scanned {
+	i := len(segs) - 1
+	for i > 0 && segs[i].base() > from {
+		i--
+	}
+	s := &scanned{seg: i, from: segs[i].base()}
+	s.cur.open = i > 0 && l.openAt(segs[i])
+	s.cur.begin(&segs[i].header)
+	if s.cur.open {
+		s.cur.end = 0
+	}
+	for ; ; i++ {
+		seg := segs[i]
+		s.seg = i
+		if s.bytes, s.err = l.segmentBytes(seg); s.err != nil {
+			return s
+		}
+		s.reason = s.walk(seg)
+		if i == len(segs)-1 {
+			return s
+		}
+		if s.cur.at != seg.end() {
+			s.err = seg.corrupt(s.cur.at, s.reason+", and a later segment is valid", nil)
+			return s
+		}
+		if err := s.cur.header(&segs[i+1].header); err != nil {
+			s.err = segs[i+1].corrupt(segs[i+1].base(), "segment header does not follow", err)
+			return s
+		}
+	}
+}
+
+// walk moves the cursor over the valid frames of a segment and returns why it stopped; "" at the end.
+func (s *scanned) walk(seg *segment) string {
+	for s.cur.at < seg.end() {
+		var m frameMeta
+		data := s.bytes[s.cur.at-seg.base():]
+		if reason := s.cur.parse(&m, data, seg.header.Salt, seg.header.SegmentSize); reason != "" {
+			return reason
+		}
+		if m.flags&FlagControl != 0 {
+			if c, err := DecodeControl(data[FrameHeaderSize : FrameHeaderSize+int(m.stored)]); err == nil {
+				if e, ok := c.(*EpochRecord); ok {
+					s.epochs = append(s.epochs, *e)
+				}
+			}
+		}
+		seg.noteDigest(s.cur.at, s.cur.digest)
+		s.cur.pass(&m)
+	}
+	return ""
+}
+
+// segmentBytes reads a whole segment into memory, so that a fault of the medium is an error here and nothing later can
+// change under recovery. What is past the end of the file reads as zeros.
+func (l *Log) segmentBytes(s *segment) ([]byte, error) {
+	f, err := l.opts.FS.OpenFile(s.path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: open segment %s: %w", ErrIO, s.path, err)
+	}
+	defer f.Close()
+	b := make([]byte, s.header.SegmentSize)
+	if err := readFull(f, b, 0); err != nil {
+		return nil, fmt.Errorf("read segment %s: %w", s.path, err)
+	}
+	return b, nil
+}
+
+// judge decides whether what ends the log is a torn tail or damage to what was durable.
+func (l *Log) judge(segs []*segment, s *scanned, last mark) error {
+	seg := segs[s.seg]
+	x := s.cur.at
+	if x < last.durable {
+		return seg.corrupt(x, fmt.Sprintf("%s, below the durable mark %v", s.reason, last.durable), nil)
+	}
+	if clean := l.node.clean; clean != noLSN && x < clean {
+		return seg.corrupt(x, fmt.Sprintf("%s, below the end %v at the clean close", s.reason, clean), nil)
+	}
+	if x == seg.end() {
+		return nil
+	}
+	rest := s.bytes[x-seg.base():]
+	at, promise, found := s.laterPromise(seg, rest, l.own(segs, s))
+	if found {
+		return seg.corrupt(x, fmt.Sprintf("%s, but the frame at %v says that everything up to %v was durable", s.reason, at, promise), nil)
+	}
+	return nil
+}
+
+// own tells the epochs that this node led from those of others. An epoch whose record was not seen counts as its own:
+// doubt never cuts.
+func (l *Log) own(segs []*segment, s *scanned) func(Epoch) bool {
+	foreign := map[Epoch]bool{}
+	for _, seg := range segs {
+		foreign[seg.header.Epoch] = seg.header.Leader != l.node.id
+	}
+	for _, e := range s.epochs {
+		foreign[e.Epoch] = e.Leader != l.node.id
+	}
+	return func(e Epoch) bool { return !foreign[e] }
+}
+
+// laterPromise looks behind the end of the log for a valid frame of this node that was written when bytes past the end
+// were durable. Frames may begin at any multiple of 8. Each place is tried, and the head check, which who does not know
+// the salt passes one time in 256, stands before the hashing of a payload; so the search is linear whatever the bytes are.
+func (s *scanned) laterPromise(seg *segment, rest []byte, own func(Epoch) bool) (at, promise LSN, found bool) {
+	x := s.cur.at
+	for off := frameAlign; off+FrameHeaderSize <= len(rest); off += frameAlign {
+		var m frameMeta
+		p := rest[off:]
+		if allZero(p[8:16]) { // no frame has neither length nor codec
+			continue
+		}
+		at := x + LSN(off)
+		bind := binder(seg.header.Salt, at)
+		if !getFrame(p, &m, bind) || m.layout(int64(len(p)), seg.header.SegmentSize) != "" || m.epoch < s.cur.epoch {
+			continue
+		}
+		f := m.frame(at, seg.header.Time)
+		if !f.HasPromise || f.Promise <= x || !own(m.epoch) || !m.checkPayload(p, bind) {
+			continue
+		}
+		return at, f.Promise, true
+	}
+	return 0, 0, false
+}
+
+// loadHistory collects the epochs: from the headers where they differ, exactly from the records in the segments between.
+func (l *Log) loadHistory(segs []*segment, s *scanned) error {
+	first := &segs[0].header
+	l.history.Store(&[]HistoryEntry{{Epoch: first.Epoch, Start: first.Base, ID: first.History, Leader: first.Leader}})
+	l.head.Store(uint64(s.cur.at))
+	for i := 0; i+1 < len(segs) && segs[i].base() < s.from; i++ {
+		if segs[i].header.Epoch == segs[i+1].header.Epoch {
+			continue
+		}
+		r := l.NewReader(segs[i].base())
+		for r.Next() && r.Frame().LSN < segs[i].end() {
+			if !r.Frame().Control() {
+				continue
+			}
+			if c, err := DecodeControl(r.Raw()); err == nil {
+				if e, ok := c.(*EpochRecord); ok {
+					l.learnEpoch(*e)
+				}
+			}
+		}
+		if r.Err() != nil {
+			return r.Err()
+		}
+	}
+	for _, e := range s.epochs {
+		if e.Start < s.cur.end {
+			l.learnEpoch(e)
+		}
+	}
+	return nil
+}
+
+// settle takes up the end of the log: it cuts back to the last batch end, makes what is behind zeros, and writes again
+// what was not known to be durable.
+func (l *Log) settle(segs []*segment, s *scanned, last mark, stray []string) error {
+	seg := segs[s.seg]
+	dirty := lastNonZero(s.bytes, int64(s.cur.at-seg.base()))
+	end, cur := s.cur.end, s.cur
+	if s.cur.open && s.cur.end == 0 {
+		return seg.corrupt(s.cur.at, "a batch is open at the end, and its beginning was not scanned", nil)
+	}
+	l.report.End = end
+	l.report.Cut = dirty > 0 || end < s.cur.at
+	if l.report.Cut {
+		l.report.CutFrom, l.report.CutBytes = end, int64(s.cur.at-end)+dirty
+		l.opts.Logger.Warn("torn tail cut", "lsn", end.String(), "bytes", l.report.CutBytes, "reason", s.reason)
+	}
+	l.report.Clean = !l.report.Cut && l.node.clean == end && l.node.clean != noLSN
+	cur.at, cur.digest, cur.open = end, s.cur.endDigest, false
+	l.cur = cur
+	l.head.Store(uint64(end))
+	l.batchEnd.Store(uint64(end))
+	l.durable.Store(uint64(end))
+	if l.opts.ReadOnly {
+		return nil
+	}
+	if err := l.removeStray(stray); err != nil {
+		return err
+	}
+	if end <= seg.base() { // an open batch that began in an earlier segment
+		l.head.Store(uint64(s.cur.at))
+		if err := l.cutTo(end, cur); err != nil {
+			return err
+		}
+		return l.rebase(end)
+	}
+	if err := l.makeDurable(seg, s, last, dirty > 0 || end < s.cur.at); err != nil {
+		return err
+	}
+	h, err := l.handles.pin(seg)
+	if err != nil {
+		return err
+	}
+	l.tip, l.tipFile, l.alloc = seg, h, int64(end-seg.base())
+	l.flushed = end
+	return nil
+}
+
+// rebase recomputes the cursor after a cut into an earlier segment.
+func (l *Log) rebase(end LSN) error {
+	cur, err := l.cursorAt(end)
+	if err != nil {
+		return err
+	}
+	l.cur = cur
+	return nil
+}
+
+// makeDurable erases what is behind the end, and writes again what may be in the page cache alone: after a failed sync
+// the system counts such pages as clean.
+func (l *Log) makeDurable(seg *segment, s *scanned, last mark, erase bool) error {
+	if l.report.Clean {
+		return nil
+	}
+	off := int64(l.report.End - seg.base())
+	f, err := l.opts.FS.OpenFile(seg.path, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("open segment %s: %w", seg.path, err)
+	}
+	defer f.Close()
+	if erase {
+		if err := f.Truncate(off); err != nil {
+			return fmt.Errorf("erase behind the end of %s: %w", seg.path, err)
+		}
+	}
+	from := max(int64(last.durable)-int64(seg.base()), 0)
+	if from < off {
+		if _, err := f.WriteAt(s.bytes[from:off], from); err != nil {
+			return fmt.Errorf("write %s again: %w", seg.path, spaceError(err))
+		}
+		l.report.Rewritten = off - from
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", seg.path, err)
+	}
+	return l.opts.FS.SyncDir(l.segDir())
+}
+
+// lastNonZero returns how far behind off the last byte stands that is not zero.
+func lastNonZero(b []byte, off int64) int64 {
+	for i := int64(len(b)); i > off; {
+		n := min(i-off, 4096)
+		if !allZero(b[i-n : i]) {
+			for b[i-1] == 0 {
+				i--
+			}
+			return i - off
+		}
+		i -= n
+	}
+	return 0
+}
