@@ -46,17 +46,17 @@ func (t *Table) liveIn(b *bounds) bool {
 	}
 	p := t.tree.locate(sp, b.lo)
 	leaf := t.tree.leaf(p)
-	from, to := b.from(sp, leaf), b.to(sp, leaf)
-	for _, a := range leaf.addr[from:max(from, to)] {
-		if metaKind(atomic.LoadUint64(&sp.node(a)[1])) != Delete {
-			t.addrBuf = append(t.addrBuf, a)
+	rest := leaf.within(sp, b)
+	last := rest.jEnd < len(leaf.addr) || rest.iEnd < len(leaf.addr)-leaf.loose
+	for _, part := range [2][]uint32{leaf.addr[rest.i:rest.iEnd], leaf.addr[rest.j:rest.jEnd]} {
+		for _, a := range part {
+			if metaKind(atomic.LoadUint64(&sp.node(a)[1])) != Delete {
+				t.addrBuf = append(t.addrBuf, a)
+			}
 		}
 	}
-	if to < len(leaf.addr) {
-		return true
-	}
 	p, ok := t.tree.next(p)
-	if !ok {
+	if last || !ok {
 		return true
 	}
 	t.keyBuf = sp.appendKey(t.keyBuf[:0], t.tree.leaf(p).addr[0])

@@ -9,6 +9,7 @@ type Chunk struct {
 	versions []Version
 	more     bool
 
+	block       [scanBlock]uint32 // scratch
 	refs, metas [scanBlock]uint64 // scratch
 	at          []byte            // scratch: the last key looked at
 }

@@ -67,7 +67,8 @@ func (t *Table) checkTree(sp space, inHash map[uint32]bool) error {
 			if err := l.check(sp); err != nil {
 				return err
 			}
-			for _, a := range l.addr {
+			all := span{l, 0, len(l.addr) - l.loose, len(l.addr) - l.loose, len(l.addr)}
+			for _, a := range all.ascend(sp, make([]uint32, leafCap), leafCap) {
 				key := sp.appendKey(nil, a)
 				if n > 0 && bytes.Compare(last, key) >= 0 {
 					return fmt.Errorf("key %q stands behind %q", key, last)

@@ -17,6 +17,7 @@ import (
 // force it down, and follows when too little of the 8 bytes tells keys apart.
 type fan struct {
 	skip   int
+	loose  int                 // entries at the end that are in order among themselves only; leaf.go
 	shared [sharedWords]uint64 // the shared bytes, as far as they fit; zeros behind
 	prefix []uint64
 	addr   []uint32
@@ -70,27 +71,29 @@ func (f *fan) compareAt(s space, i int, key []byte) int {
 	return compareKey(s.node(a), s.keyLen(a), key, f.skip)
 }
 
-// search returns the index of the first entry from index from that is not
-// below key, and whether it is key itself.
-func (f *fan) search(s space, key []byte, from int) (int, bool) {
+// search returns the index of the first entry of those from index from to
+// index to, which are in order, that is not below key, and whether it is key
+// itself.
+func (f *fan) search(s space, key []byte, from, to int) (int, bool) {
 	switch f.matchShared(s, key) {
 	case -1:
-		return len(f.addr), false
+		return to, false
 	case 1:
 		return from, false
 	}
 	x := keyWord(key, f.skip)
-	i := from + lowerBound(f.prefix[from:], x)
-	if i == len(f.prefix) || f.prefix[i] != x {
+	p := f.prefix[:to]
+	i := from + lowerBound(p[from:], x)
+	if i == to || p[i] != x {
 		return i, false
 	}
 	// Entries with equal prefixes are told apart by the nodes.
 	end := i + 1
-	if end < len(f.prefix) && f.prefix[end] == x {
+	if end < to && p[end] == x {
 		if x == math.MaxUint64 {
-			end = len(f.prefix)
+			end = to
 		} else {
-			end += lowerBound(f.prefix[end:], x+1)
+			end += lowerBound(p[end:], x+1)
 		}
 	}
 	for i < end {
@@ -128,7 +131,7 @@ func lowerBound(p []uint64, x uint64) int {
 // child returns the index of the last entry that is not above key, or 0: the
 // child that holds key or would receive it.
 func (f *fan) child(s space, key []byte) int {
-	i, eq := f.search(s, key, 0)
+	i, eq := f.search(s, key, 0, len(f.addr))
 	if eq || i == 0 {
 		return i
 	}
@@ -172,8 +175,8 @@ func (f *fan) delete(s space, i, j int) {
 	}
 }
 
-// fit puts skip right after an entry at an edge has changed. The first and the
-// last entry share the least.
+// fit puts skip right after an entry at an edge has changed. No entries are
+// loose, so the first and the last share the least.
 func (f *fan) fit(s space) {
 	n := sharedLen(s, f.addr[0], f.addr[len(f.addr)-1])
 	if n < f.skip || n > f.skip+skipWaste {

@@ -8,11 +8,12 @@ func (t *tree) removeRun(s space, es []entry) int {
 	t.key = s.appendKey(t.key[:0], es[0].addr)
 	p := t.locate(s, t.key)
 	leaf := t.leaf(p)
+	leaf.tidy(s)
 	t.pos = t.pos[:0]
 	at := 0
 	for k := 0; k < len(es) && k < maxRun; k++ {
 		t.key = s.appendKey(t.key[:0], es[k].addr)
-		i, ok := leaf.search(s, t.key, at)
+		i, ok := leaf.search(s, t.key, at, len(leaf.addr))
 		if !ok || leaf.addr[i] != es[k].addr {
 			break
 		}
@@ -85,6 +86,8 @@ func (t *tree) join(s space, p place) {
 		if len(x.addr)+len(y.addr) > leafCap/2 {
 			continue
 		}
+		x.tidy(s)
+		y.tidy(s)
 		before := x.bytes()
 		x.absorb(s, y)
 		t.memory += x.bytes() - before

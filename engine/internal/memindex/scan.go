@@ -55,26 +55,6 @@ type bounds struct {
 	loOpen bool
 }
 
-// from returns the index of the first entry of leaf that is not below the
-// range.
-func (b *bounds) from(s space, leaf *fan) int {
-	i, eq := leaf.search(s, b.lo, 0)
-	if eq && b.loOpen {
-		i++
-	}
-	return i
-}
-
-// to returns the index behind the last entry of leaf that is not above the
-// range.
-func (b *bounds) to(s space, leaf *fan) int {
-	if b.hi == nil {
-		return len(leaf.addr)
-	}
-	i, _ := leaf.search(s, b.hi, 0)
-	return i
-}
-
 // scanOn looks at up to scanHold entries, moves b.lo behind them and reports
 // whether the range is done. The caller holds the tree lock, shared.
 func (t *Table) scanOn(sp space, dst *Chunk, b *bounds, at uint64, max int) bool {
@@ -82,32 +62,27 @@ func (t *Table) scanOn(sp space, dst *Chunk, b *bounds, at uint64, max int) bool
 		return true
 	}
 	p := t.tree.locate(sp, b.lo)
-	i := b.from(sp, t.tree.leaf(p))
 	for seen := 0; ; {
 		leaf := t.tree.leaf(p)
-		end := b.to(sp, leaf)
-		for i < end {
-			n := min(end-i, scanBlock, max-len(dst.versions))
-			n = t.take(sp, dst, leaf.addr[i:i+n], at, false)
-			i += n
-			seen += n
+		rest := leaf.within(sp, b)
+		last := rest.jEnd < len(leaf.addr) || rest.iEnd < len(leaf.addr)-leaf.loose
+		for !rest.empty() {
+			block := rest.ascend(sp, dst.block[:], min(scanBlock, max-len(dst.versions)))
+			t.take(sp, dst, block, at)
+			seen += len(block)
 			if dst.full(max) {
 				return true
 			}
 			if seen >= scanHold {
-				dst.at = sp.appendKey(dst.at[:0], leaf.addr[i-1])
+				dst.at = sp.appendKey(dst.at[:0], block[len(block)-1])
 				b.lo, b.loOpen = dst.at, true
 				return false
 			}
 		}
-		if end < len(leaf.addr) {
-			return true
-		}
 		var ok bool
-		if p, ok = t.tree.next(p); !ok {
+		if p, ok = t.tree.next(p); last || !ok {
 			return true
 		}
-		i = 0
 	}
 }
 
@@ -120,32 +95,27 @@ func (t *Table) scanBack(sp space, dst *Chunk, b *bounds, at uint64, max int) bo
 	if b.hi != nil {
 		p = t.tree.locate(sp, b.hi)
 	}
-	i := b.to(sp, t.tree.leaf(p))
 	for seen := 0; ; {
 		leaf := t.tree.leaf(p)
-		from := b.from(sp, leaf)
-		for i > from {
-			n := min(i-from, scanBlock, max-len(dst.versions))
-			n = t.take(sp, dst, leaf.addr[i-n:i], at, true)
-			i -= n
-			seen += n
+		rest := leaf.within(sp, b)
+		last := rest.i > 0 // the lowest entry is never loose
+		for !rest.empty() {
+			block := rest.descend(sp, dst.block[:], min(scanBlock, max-len(dst.versions)))
+			t.take(sp, dst, block, at)
+			seen += len(block)
 			if dst.full(max) {
 				return true
 			}
 			if seen >= scanHold {
-				dst.at = sp.appendKey(dst.at[:0], leaf.addr[i])
+				dst.at = sp.appendKey(dst.at[:0], block[len(block)-1])
 				b.hi = dst.at
 				return false
 			}
 		}
-		if from > 0 {
-			return true
-		}
 		var ok bool
-		if p, ok = t.tree.prev(p); !ok {
+		if p, ok = t.tree.prev(p); last || !ok {
 			return true
 		}
-		i = len(t.tree.leaf(p).addr)
 	}
 }
 
@@ -156,9 +126,9 @@ func (c *Chunk) full(max int) bool {
 }
 
 // take appends the visible ones of up to scanBlock nodes to dst, until its
-// keys are too many, and returns how many it looked at. The caller holds the
-// tree lock, shared, so none of the nodes is freed; versions may change.
-func (t *Table) take(sp space, dst *Chunk, addrs []uint32, at uint64, reverse bool) int {
+// keys are too many. The caller holds the tree lock, shared, so none of the
+// nodes is freed; versions may change.
+func (t *Table) take(sp space, dst *Chunk, addrs []uint32, at uint64) {
 	// The nodes of neighbours lie far apart. This loop does nothing but load,
 	// so that many cache misses are under way at once.
 	for i, a := range addrs {
@@ -170,15 +140,11 @@ func (t *Table) take(sp space, dst *Chunk, addrs []uint32, at uint64, reverse bo
 		}
 		dst.refs[i], dst.metas[i] = ref, m
 	}
-	for k := range addrs {
-		i := k
-		if reverse {
-			i = len(addrs) - 1 - k
-		}
+	for i, a := range addrs {
 		ref, m := dst.refs[i], dst.metas[i]
 		kind := metaKind(m)
 		if ref >= at {
-			v, ok := t.visibleOf(addrs[i], metaShard(m), at)
+			v, ok := t.visibleOf(a, metaShard(m), at)
 			if !ok {
 				continue
 			}
@@ -187,12 +153,11 @@ func (t *Table) take(sp space, dst *Chunk, addrs []uint32, at uint64, reverse bo
 		if kind == Delete {
 			continue
 		}
-		dst.add(sp.node(addrs[i]), metaLen(m), Version{ref, kind})
+		dst.add(sp.node(a), metaLen(m), Version{ref, kind})
 		if len(dst.keys) >= chunkKeys {
-			return k + 1
+			return
 		}
 	}
-	return len(addrs)
 }
 
 // visibleOf finds the version of a node visible at at under the shard's lock:

@@ -97,8 +97,16 @@ func (t *tree) insertRun(s space, es []entry) int {
 	p := t.locate(s, t.key)
 	leaf := t.leaf(p)
 	fence, fi := t.fence(p)
+	if p != (place{}) && !leaf.below(s, t.key) {
+		// Not the first leaf, so no key is the lowest; not behind the leaf's
+		// end, where ascending keys belong.
+		if k := t.insertLoose(s, leaf, fence, fi, es); k > 0 {
+			return k
+		}
+	}
+	leaf.tidy(s)
 	n := len(leaf.addr)
-	at, _ := leaf.search(s, t.key, 0)
+	at, _ := leaf.search(s, t.key, 0, n)
 	t.pos = append(t.pos[:0], at)
 	for k := 1; k < len(es) && k < maxRun; k++ {
 		if at == n && fence == nil {
@@ -110,7 +118,7 @@ func (t *tree) insertRun(s space, es []entry) int {
 			break
 		}
 		if at < n {
-			at, _ = leaf.search(s, t.key, at)
+			at, _ = leaf.search(s, t.key, at, n)
 		}
 		t.pos = append(t.pos, at)
 	}
