@@ -175,10 +175,14 @@ func (l *Log) cutTo(to LSN, cur cursor) error {
 	l.cur = cur
 	l.sealed = 0
 	l.notify()
-	if err := l.setIntent(noLSN); err != nil {
-		return err
+	// The mark comes down before the intent is cleared: one above the end would make the end read as damage.
+	if err := l.keeper.writeMark(); err != nil {
+		return l.poisonWith(fmt.Errorf("cut back to %v: %w", to, err))
 	}
-	return l.keeper.writeMark()
+	if err := l.setIntent(noLSN); err != nil {
+		return l.poisonWith(fmt.Errorf("cut back to %v: %w", to, err))
+	}
+	return nil
 }
 
 func (l *Log) lowerMarks(to, batchEnd LSN) {

@@ -364,6 +364,7 @@ func (l *Log) Close() error {
 		return nil
 	}
 	l.mu.Unlock()
+	known := l.Err() != nil
 	l.keeper.stop()
 	var err error
 	if !l.opts.ReadOnly {
@@ -383,8 +384,8 @@ func (l *Log) Close() error {
 	if l.lock != nil {
 		err = errors.Join(err, l.lock.Close())
 	}
-	if errors.Is(err, ErrPoisoned) {
-		return nil // known since it happened, and told to everyone then
+	if known && errors.Is(err, ErrPoisoned) {
+		return nil // it was told to everyone when it happened
 	}
 	return err
 }

@@ -104,8 +104,8 @@ func (n *node) save() error {
 	return nil
 }
 
-// loadNode reads the node file. A directory without one, or a copy of another node's, gets a fresh ID: the copy was
-// made without anything that the other node had promised.
+// loadNode reads the node file. A directory without one, or a copy of another node's, gets a fresh ID. The copy keeps
+// the promise, which can only be too careful, but not the note of a clean close: nobody knows that its bytes are on disk.
 func loadNode(f vfs.FS, dir string, readOnly bool) (n *node, previous NodeID, err error) {
 	n = &node{fs: f, dir: dir, clean: noLSN, cut: noLSN}
 	info, err := f.Stat(dir)
@@ -132,11 +132,33 @@ func loadNode(f vfs.FS, dir string, readOnly bool) (n *node, previous NodeID, er
 	if readOnly {
 		return n, previous, nil
 	}
-	n.identity, n.promised = info.ID, 0
+	n.identity, n.clean = info.ID, noLSN
 	if _, err := rand.Read(n.id[:]); err != nil {
 		return nil, previous, fmt.Errorf("make node ID: %w", err)
 	}
-	return n, previous, n.save()
+	if err := n.save(); err != nil {
+		return nil, previous, err
+	}
+	return n, previous, syncAbove(f, dir)
+}
+
+// syncAbove makes the names of a new directory and of those above it durable, up to the first that this user may not
+// open: one that was there before.
+func syncAbove(fsys vfs.FS, dir string) error {
+	for at := filepath.Clean(dir); ; {
+		above := filepath.Dir(at)
+		if above == at {
+			return nil
+		}
+		err := fsys.SyncDir(above)
+		if errors.Is(err, fs.ErrPermission) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("sync directory %s: %w", above, spaceError(err))
+		}
+		at = above
+	}
 }
 
 // readFile reads a small file; one longer than limit is cut there.

@@ -2,6 +2,7 @@ package wal
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/cespare/xxhash/v2"
@@ -247,7 +248,7 @@ func (l *Log) found(h *Header) error {
 	if err := l.opts.FS.MkdirAll(l.segDir(), dirPerm); err != nil {
 		return fmt.Errorf("make log directory: %w", spaceError(err))
 	}
-	if err := l.opts.FS.SyncDir(l.dir); err != nil {
+	if err := errors.Join(l.opts.FS.SyncDir(l.dir), syncAbove(l.opts.FS, l.dir)); err != nil {
 		return fmt.Errorf("make log directory: %w", err)
 	}
 	l.nodeMu.Lock()

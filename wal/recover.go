@@ -153,7 +153,24 @@ func (l *Log) finishCut() error {
 		}
 	}
 	l.report.Resumed = true
+	if err := l.lowerMark(to); err != nil {
+		return fmt.Errorf("finish a cut: %w", err)
+	}
 	return l.setIntent(noLSN)
+}
+
+// lowerMark brings the mark in the file down to where a cut went.
+func (l *Log) lowerMark(to LSN) error {
+	m, ok, err := loadMark(l.opts.FS, l.dir, l.node.database)
+	if err != nil || !ok || m.durable <= to {
+		return err
+	}
+	f, err := openMark(l.opts.FS, l.dir, m)
+	if err != nil {
+		return err
+	}
+	m.durable, m.committed = to, min(m.committed, to)
+	return errors.Join(f.write(m), f.f.Close())
 }
 
 // segmentNames lists the files with the name of a segment, in the order of their bases.

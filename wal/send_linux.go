@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,9 +22,9 @@ func sendFile(c *net.TCPConn, f *os.File, off, n int64) (sent int64, err error) 
 	if err != nil {
 		return 0, err
 	}
-	var inner error
+	var failed, waited error
 	err = src.Control(func(in uintptr) {
-		inner = dst.Write(func(out uintptr) bool {
+		waited = dst.Write(func(out uintptr) bool {
 			for sent < n {
 				k, e := unix.Sendfile(int(out), int(in), &off, int(min(n-sent, 1<<30)))
 				switch {
@@ -33,16 +34,15 @@ func sendFile(c *net.TCPConn, f *os.File, off, n int64) (sent int64, err error) 
 				case e == syscall.EAGAIN:
 					return false
 				case e != nil:
-					err = fmt.Errorf("sendfile: %w", e)
+					failed = fmt.Errorf("sendfile: %w", e)
 					return true
 				default:
-					err = io.ErrUnexpectedEOF
+					failed = io.ErrUnexpectedEOF
 					return true
 				}
 			}
 			return true
 		})
 	})
-	_ = inner
-	return sent, err
+	return sent, errors.Join(err, waited, failed)
 }
