@@ -275,13 +275,13 @@ func (c *conn) interrupt() {
 	_ = c.nc.SetDeadline(time.Unix(1, 0)) // on an error it is closed already
 }
 
-// write sends p, waiting for the peer to take it for at most d.
-func (c *conn) write(p []byte, d time.Duration) error {
+// write sends p, waiting for the peer to take it for at most d. It returns what it has not sent.
+func (c *conn) write(p []byte, d time.Duration) (rest []byte, err error) {
 	if err := c.extendWrite(d); err != nil {
-		return ioError("send", err)
+		return p, ioError("send", err)
 	}
-	_, err := c.nc.Write(p)
-	return ioError("send", err)
+	n, err := c.nc.Write(p)
+	return p[n:], ioError("send", err)
 }
 
 // try sends what the kernel takes of p without waiting, and returns how much that was. It takes nothing where
@@ -298,14 +298,15 @@ func (c *conn) try(p []byte) (int, error) {
 	return c.tryN, ioError("send", c.tryErr)
 }
 
-// goodbye tells the peer why the connection ends, and waits a little until it has hung up: closing with unread
-// bytes would reset the connection, and the kernel at the other end would drop the message unread.
-func (c *conn) goodbye(e *Error, d time.Duration) {
+// goodbye tells the peer why the connection ends, behind what is left of an earlier message, and waits a little until
+// it has hung up: closing with unread bytes would reset the connection, and the kernel at the other end would drop the
+// message unread.
+func (c *conn) goodbye(rest []byte, e *Error, d time.Duration) {
 	end := time.Now().Add(d)
 	if c.nc.SetDeadline(end) != nil {
 		return
 	}
-	if _, err := c.nc.Write(c.appendMessage(nil, refusalOf(e))); err != nil {
+	if _, err := c.nc.Write(c.appendMessage(rest[:len(rest):len(rest)], refusalOf(e))); err != nil {
 		return
 	}
 	if t, ok := c.nc.(interface{ CloseWrite() error }); ok {

@@ -169,7 +169,7 @@ func (f *Follower) join(c *conn) (*Welcome, error) {
 		if err := f.check(j, m); err != nil {
 			var e *Error
 			if errors.As(err, &e) {
-				c.goodbye(e, min(goodbyeTime, f.opts.HandshakeTimeout))
+				c.goodbye(nil, e, min(goodbyeTime, f.opts.HandshakeTimeout))
 			}
 			return nil, err
 		}

@@ -293,8 +293,8 @@ func TestRefusals(t *testing.T) {
 				if !errors.Is(got, c.want) || ship.Final(got) != c.final {
 					t.Errorf("got %v (final %v), want %v (final %v)", got, ship.Final(got), c.want, c.final)
 				}
-				if c.want == ship.ErrFenced && c.name == "promised a higher epoch" && l.fenced != wal.MakeEpoch(5, 0) {
-					t.Errorf("the leader was not fenced: %s", l.fenced)
+				if c.want == ship.ErrFenced && c.name == "promised a higher epoch" && l.fencedAt() != wal.MakeEpoch(5, 0) {
+					t.Errorf("the leader was not fenced: %s", l.fencedAt())
 				}
 			})
 		})

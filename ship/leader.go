@@ -175,7 +175,7 @@ func (l *Leader) welcome(nc net.Conn) (*session, error) {
 		e = &Error{Code: CodeInternal, Err: err}
 	}
 	if !e.Remote {
-		c.goodbye(e, min(time.Second, l.opts.HandshakeTimeout))
+		c.goodbye(nil, e, min(time.Second, l.opts.HandshakeTimeout))
 	}
 	return nil, err
 }

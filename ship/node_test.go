@@ -166,6 +166,18 @@ func (n *node) FollowMark(committed wal.LSN, leaderTime int64) error {
 	return nil
 }
 
+func (n *node) goneCalls() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.gone
+}
+
+func (n *node) fencedAt() wal.Epoch {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.fenced
+}
+
 func (n *node) acked(id wal.NodeID) ship.Positions {
 	n.mu.Lock()
 	defer n.mu.Unlock()

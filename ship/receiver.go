@@ -3,6 +3,7 @@ package ship
 import (
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,7 +59,7 @@ type receiver struct {
 	out      []byte
 	told     Positions
 	promised wal.Epoch // what was acknowledged is not above it
-	broken   bool
+	pend     []byte    // rest of a message whose write failed
 }
 
 // chunk is bytes on their way to the log; on the way back, what is left of them: less than a frame.
@@ -100,8 +101,8 @@ func (r *receiver) run() error {
 	close(r.chunks)
 	wg.Wait()
 	var e *Error
-	if errors.As(r.err, &e) && !e.Remote && !r.broken {
-		r.c.goodbye(e, goodbyeTime)
+	if errors.As(r.err, &e) && !e.Remote {
+		r.c.goodbye(r.pend, e, goodbyeTime)
 	}
 	return r.err
 }
@@ -419,6 +420,9 @@ func (r *receiver) news() urgency {
 func (r *receiver) ack(force bool) error {
 	r.sendMu.Lock()
 	defer r.sendMu.Unlock()
+	if len(r.pend) > 0 {
+		return net.ErrClosed // a write before has failed
+	}
 	p := r.positions()
 	switch urgent(r.told, p) {
 	case atOnce:
@@ -440,11 +444,9 @@ func (r *receiver) ack(force bool) error {
 		Received: p.Received, Durable: p.Durable, Applied: p.Applied, Visible: p.Visible, Echo: r.echo.Load(), Epoch: epoch,
 	})
 	n, err := r.c.try(r.out)
-	if err == nil && n < len(r.out) {
-		err = r.c.write(r.out[n:], stallFactor*r.f.opts.Timeout)
-	}
-	if err != nil {
-		r.broken = true
+	r.pend = r.out[n:]
+	if err == nil && len(r.pend) > 0 {
+		r.pend, err = r.c.write(r.pend, stallFactor*r.f.opts.Timeout)
 	}
 	return err
 }

@@ -46,7 +46,7 @@ type session struct {
 	sendMu     sync.Mutex
 	buf        []byte
 	pend       []byte // rest of a message that the kernel took a part of; goes out before anything else
-	broken     bool   // the sending half stands inside a message
+	broken     bool   // the sending half stands inside a message whose rest is not in pend
 	message    int    // most bytes of the next Data message
 	marked     wal.LSN
 	digested   wal.LSN
@@ -93,8 +93,8 @@ func (s *session) run() error {
 	s.voter.Store(false)
 	s.l.node.PeerGone(s.join.Node)
 	var e *Error
-	if errors.As(s.err, &e) && !e.Remote && !s.broken && len(s.pend) == 0 {
-		s.c.goodbye(e, goodbyeTime)
+	if errors.As(s.err, &e) && !e.Remote && !s.broken {
+		s.c.goodbye(s.pend, e, goodbyeTime)
 	}
 	s.broken = true
 	s.sendMu.Unlock()
@@ -301,7 +301,6 @@ func (s *session) sendBuf() error {
 	n, err := s.c.try(s.buf)
 	s.pend = s.buf[n:]
 	if err != nil {
-		s.broken = true
 		return err
 	}
 	return s.flush()
@@ -313,12 +312,9 @@ func (s *session) flush() error {
 	if len(s.pend) == 0 {
 		return nil
 	}
-	if err := s.c.write(s.pend, stallFactor*s.l.opts.Timeout); err != nil {
-		s.broken = true
-		return err
-	}
-	s.pend = nil
-	return nil
+	var err error
+	s.pend, err = s.c.write(s.pend, stallFactor*s.l.opts.Timeout)
+	return err
 }
 
 // sendBulk sends a large message from the file, and now and then a Mark behind it. sendMu is held, so that pushes
@@ -380,7 +376,6 @@ func (s *session) push() {
 	s.lastSendAt = time.Now()
 	switch {
 	case err != nil:
-		s.broken = true
 		s.fail(err)
 	case len(s.pend) != 0:
 		s.wake()

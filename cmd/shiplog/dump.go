@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -131,7 +132,7 @@ func (d *dumper) dump(ctx context.Context, from, to wal.LSN, quiet bool) error {
 
 func (d *dumper) frame(f wal.Frame, raw []byte) error {
 	line := frameLine{
-		Frame: f.LSN.String(), End: f.End().String(), Epoch: f.Epoch.String(), Time: stamp(f.Time), Codec: f.Codec.String(), Flags: f.Flags.String(),
+		Frame: f.LSN.String(), End: f.End().String(), Epoch: f.Epoch.String(), Time: stamp(f.Time), Codec: f.Codec.String(), Flags: flagNames(f.Flags),
 		Stored: f.Stored, Raw: f.Raw, Records: f.Records,
 	}
 	if f.HasPromise {
@@ -158,6 +159,23 @@ func (d *dumper) frame(f wal.Frame, raw []byte) error {
 	}
 	io.WriteString(d.out, "\n")
 	return err
+}
+
+// flagNames lists the flags of a frame.
+func flagNames(flags wal.Flags) string {
+	var names []string
+	for _, f := range []struct {
+		flag wal.Flags
+		name string
+	}{{wal.FlagFirst, "first"}, {wal.FlagLast, "last"}, {wal.FlagControl, "control"}, {wal.FlagSeal, "seal"}, {wal.FlagContinuation, "continuation"}} {
+		if flags&f.flag != 0 {
+			names = append(names, f.name)
+		}
+	}
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ",")
 }
 
 func controlName(c wal.Control) string {

@@ -85,7 +85,7 @@ type batch struct{ *engine.Batch }
 
 func (b batch) DeleteAll() { b.DeleteRange(nil, nil) }
 
-func (s store) NewBatch() resp.Batch { return batch{s.db.NewBatch()} }
+func (s store) NewBatch() resp.Batch { return batch{new(engine.Batch)} }
 
 func (s store) Commit(ctx context.Context, b resp.Batch) (resp.Position, error) {
 	return position(s.db.Commit(ctx, b.(batch).Batch, engine.Default))

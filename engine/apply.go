@@ -1,0 +1,203 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"shiplog/wal"
+)
+
+// chunkOps is how many operations are decoded ahead of the index at a time.
+const chunkOps = 8 << 10
+
+// replay enters the log from its tail to the end of its last complete batch into the index. One
+// goroutine reads, verifies, decompresses and decodes; this one indexes: the two halves of the work
+// are about equal. Both have ended on return.
+func (db *DB) replay() error {
+	full, free := make(chan *chunk, 4), make(chan *chunk, 6)
+	for range cap(free) {
+		free <- &chunk{}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { // ends with the log, an error, or cancel
+		defer close(done)
+		defer close(full)
+		db.decodeAll(ctx, full, free)
+	}()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	for c := range full {
+		if c.err != nil {
+			return c.err
+		}
+		db.apply(c)
+		if c.end != 0 {
+			db.marks.indexed.Store(uint64(c.end))
+			db.idx.SetFloor(refAt(min(c.end, db.log.Committed())))
+		}
+		c.reset()
+		free <- c
+	}
+	return nil
+}
+
+func (db *DB) decodeAll(ctx context.Context, full chan<- *chunk, free <-chan *chunk) {
+	r := db.log.NewReader(db.log.Tail())
+	defer r.Close()
+	var d decoder
+	c := <-free
+	send := func() bool {
+		select {
+		case full <- c:
+		case <-ctx.Done():
+			return false
+		}
+		if c.err != nil {
+			return false
+		}
+		select {
+		case c = <-free:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	for r.Next() {
+		if c.err = c.add(&d, r.Frame(), r.Raw()); c.err != nil {
+			send()
+			return
+		}
+		if len(c.ops) >= chunkOps && !send() {
+			return
+		}
+	}
+	c.err = r.Err()
+	if c.err != nil || len(c.ops) > 0 || c.end != 0 {
+		full <- c
+	}
+}
+
+// applier follows the log of a follower and indexes what ship appends to it. Started by Open and
+// Follow, stopped by stop.
+type applier struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func (db *DB) startApplier(from wal.LSN) *applier {
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &applier{cancel: cancel, done: make(chan struct{})}
+	go func() { // stopped by a.stop
+		defer close(a.done)
+		if err := db.applyLive(ctx, from); err != nil && ctx.Err() == nil && !errors.Is(err, wal.ErrClosed) {
+			db.opts.Logger.Error("application of the log has stopped", "error", err, "applied_lsn", db.marks.indexedLSN().String())
+			db.applyErr.Store(&err)
+			db.marks.touch()
+		}
+	}()
+	return a
+}
+
+func (a *applier) stop() {
+	a.cancel()
+	<-a.done
+}
+
+func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
+	moved := make(chan struct{}, 1)
+	defer db.log.Notify(moved)()
+	var d decoder
+	var c chunk
+	var r *wal.Reader
+	defer func() {
+		if r != nil {
+			r.Close()
+		}
+	}()
+	for {
+		if r == nil && !db.log.Empty() {
+			r = db.log.NewReader(max(from, db.log.Tail()))
+		}
+		for r != nil && r.Next() {
+			if err := c.add(&d, r.Frame(), r.Raw()); err != nil {
+				return err
+			}
+			if len(c.ops) >= chunkOps {
+				db.applyChunk(&c)
+			}
+		}
+		if r != nil {
+			if err := r.Err(); err != nil {
+				return err
+			}
+		}
+		db.applyChunk(&c)
+		if !db.log.Empty() {
+			db.marks.synced(db.log.Durable())
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (db *DB) applyChunk(c *chunk) {
+	db.apply(c)
+	if c.end != 0 {
+		db.marks.applied(c.end)
+	}
+	c.reset()
+}
+
+// applyControl takes over what a control record says. Calls come in log order.
+func (db *DB) applyControl(c wal.Control, end wal.LSN) {
+	switch c := c.(type) {
+	case *wal.EpochRecord:
+		db.setRule(c.Rule)
+		db.marks.setDegraded(0)
+	case *wal.RuleRecord:
+		db.setRule(c.Rule)
+	case *wal.DegradedRecord:
+		if c.Begin {
+			db.marks.setDegraded(c.From)
+		} else {
+			db.marks.setDegraded(0)
+		}
+	case *wal.TailRecord:
+		db.setRule(c.Rule)
+		db.marks.setDegraded(c.DegradedFrom)
+		db.clock.observe(c.ClockFloor)
+		if c.Tail >= db.firstTail {
+			db.consistentAt.CompareAndSwap(0, uint64(end))
+		}
+	}
+}
+
+func (db *DB) setRule(rule wal.Rule) {
+	m := &db.marks
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.rule = rule
+	m.ruleLevel.Store(rule.Level)
+	for _, v := range rule.Voters {
+		if f := m.followers[v.ID]; f != nil {
+			f.voter = true
+		}
+	}
+	m.advance()
+}
+
+// cutTo cuts the log back to lsn and takes the same from the index. The applier must not be running.
+func (db *DB) cutTo(lsn wal.LSN) error {
+	if err := db.log.Truncate(lsn); err != nil {
+		return fmt.Errorf("cut back to %v: %w", lsn, err)
+	}
+	db.idx.CutFrom(refAt(lsn))
+	return nil
+}

@@ -1,0 +1,86 @@
+package engine
+
+import (
+	"fmt"
+	"time"
+
+	"shiplog/wal"
+)
+
+// Batch collects operations that one Commit applies atomically and in order. It is not safe for
+// concurrent use; after Commit it may be Reset and used again. Operations that break a limit are
+// remembered, and Commit answers with the first such error without writing anything.
+type Batch struct {
+	w   wal.Batch
+	err error
+}
+
+// Put sets key to value. Both are copied.
+func (b *Batch) Put(key, value []byte) {
+	if !b.fits(key, value) {
+		return
+	}
+	b.w.Buf = appendPut(b.w.Buf, key, value)
+	b.w.End()
+}
+
+// PutTTL sets key to value until the expiry, to the millisecond; judged by log time on every node alike.
+func (b *Batch) PutTTL(key, value []byte, expiry time.Time) {
+	b.putTTL(key, value, expiry.UnixMilli())
+}
+
+func (b *Batch) putTTL(key, value []byte, expiryMs int64) {
+	if !b.fits(key, value) {
+		return
+	}
+	b.w.Buf = appendPutTTL(b.w.Buf, key, value, expiryMs)
+	b.w.End()
+}
+
+// Delete removes key, if it is there.
+func (b *Batch) Delete(key []byte) {
+	if !b.fits(key, nil) {
+		return
+	}
+	b.w.Buf = appendDelete(b.w.Buf, key)
+	b.w.End()
+}
+
+// DeleteRange removes every key in [start, end) that is there when the batch is committed; an empty
+// end means no upper bound.
+func (b *Batch) DeleteRange(start, end []byte) {
+	if !b.fits(start, nil) || !b.fits(end, nil) {
+		return
+	}
+	b.w.Buf = appendDeleteRange(b.w.Buf, start, end)
+	b.w.End()
+}
+
+// Len is the number of operations in the batch.
+func (b *Batch) Len() int { return b.w.Len() }
+
+// Size is the number of bytes that the operations take in the log before compression.
+func (b *Batch) Size() int { return len(b.w.Buf) }
+
+// Reset empties the batch and keeps its memory.
+func (b *Batch) Reset() {
+	b.w.Reset()
+	b.err = nil
+}
+
+func (b *Batch) fits(key, value []byte) bool {
+	switch {
+	case b.err != nil:
+		return false
+	case len(key) > MaxKeySize:
+		b.err = fmt.Errorf("%w: %d bytes, the limit is %d", ErrKeyTooLarge, len(key), MaxKeySize)
+	case len(value) > MaxValueSize:
+		b.err = fmt.Errorf("%w: %d bytes, the limit is %d", ErrValueTooLarge, len(value), MaxValueSize)
+	case len(b.w.Buf)+len(key)+len(value)+32 > MaxBatchSize:
+		b.err = fmt.Errorf("%w: the limit is %d bytes", ErrBatchTooLarge, MaxBatchSize)
+	}
+	return b.err == nil
+}
+
+// NewBatch returns an empty batch.
+func (db *DB) NewBatch() *Batch { return &Batch{} }

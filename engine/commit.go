@@ -1,0 +1,445 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"time"
+
+	"shiplog/wal"
+)
+
+// pipeline is the one way into the log. Writers queue their batches; whoever finds nobody leading
+// leads: it takes the queue as a group, appends and indexes it, hands the lead on, and syncs. A
+// group waits for the sync before it to end, so that it grows meanwhile and one fdatasync covers
+// all of it. The leader is always one of the writers: handing a group to a goroutine of the
+// database would cost each commit a wake-up.
+type pipeline struct {
+	mu      sync.Mutex // guards the four below
+	queue   []*commit
+	spare   []*commit // memory for the next queue
+	leading bool
+	last    int // size of the last synced group: how many may be about to come again
+
+	syncing sync.Mutex // held from before a durable group is taken until its fdatasync has ended
+
+	// Scratch of whoever leads.
+	batches []*wal.Batch
+	run     []*commit
+	waiters []*waiter
+	overlay overlay
+}
+
+// commit is one operation on its way through the pipeline.
+type commit struct {
+	waiter
+	batch   *Batch
+	control wal.Control // instead of a batch
+	// decide runs in log order, in the leader's goroutine, and fills the batch from what it sees.
+	// Its error, or an empty batch, is an answer too: returned once all that it saw is visible.
+	decide  decision
+	refused error
+	turn    chan struct{} // capacity 1: this commit is to lead
+	queued  bool          // guarded by pipeline.mu: not taken by a leader yet
+	timer   *time.Timer
+	own     Batch // the batch of single operations
+}
+
+// decision fills b from what it sees in v.
+type decision func(v *view, b *Batch) error
+
+var commitPool = sync.Pool{New: func() any {
+	return &commit{waiter: waiter{done: make(chan struct{}, 1)}, turn: make(chan struct{}, 1)}
+}}
+
+func newCommit() *commit { return commitPool.Get().(*commit) }
+
+// release gives c back, unless someone may still hold it.
+func (c *commit) release() {
+	if c.gone {
+		return
+	}
+	const keep = 64 << 10
+	if cap(c.own.w.Buf) > keep {
+		c.own = Batch{}
+	} else {
+		c.own.Reset()
+	}
+	c.end, c.level, c.err = 0, 0, nil
+	c.batch, c.control, c.decide, c.refused = nil, nil, nil, nil
+	commitPool.Put(c)
+}
+
+// Commit applies b atomically and returns where it ends in the log once the database's commit rule
+// and level l hold; the batch is then visible to every reader of this node. l Default means the
+// rule alone; an l weaker than the rule is raised to it.
+//
+// An error that matches ErrUnknownOutcome means that the wait ended early (context, CommitTimeout,
+// a failed disk): the batch may yet become visible; Outcome tells later. After any other error
+// nothing was written. After ErrUnknownOutcome b is empty, else as it was. An empty batch returns the current position without waiting for anything.
+// Safe for concurrent use with different batches.
+func (db *DB) Commit(ctx context.Context, b *Batch, l Level) (Position, error) {
+	if err := l.Validate(); err != nil {
+		return Position{}, err
+	}
+	if b.err != nil {
+		return Position{}, b.err
+	}
+	if b.Len() == 0 {
+		return db.position(db.marks.indexedLSN()), nil
+	}
+	return db.commitBatch(ctx, b, l, nil)
+}
+
+// commitBatch commits b while the commit, not the caller, owns its memory: a caller that has given
+// up waiting may use b again while the batch is still on its way. b is then left empty.
+func (db *DB) commitBatch(ctx context.Context, b *Batch, l Level, decide decision) (Position, error) {
+	c := newCommit()
+	c.own, *b = *b, c.own
+	c.batch, c.level, c.decide = &c.own, l, decide
+	pos, err := db.commit(ctx, c)
+	if !c.gone {
+		c.own, *b = *b, c.own
+	}
+	c.release()
+	return pos, err
+}
+
+// Put sets key to value and waits for the commit rule, for CommitTimeout at the most.
+func (db *DB) Put(key, value []byte) error {
+	c := newCommit()
+	c.own.Put(key, value)
+	return db.commitOwn(c)
+}
+
+// Delete removes key and waits for the commit rule. Deleting what is not there is no error.
+func (db *DB) Delete(key []byte) error {
+	c := newCommit()
+	c.own.Delete(key)
+	return db.commitOwn(c)
+}
+
+func (db *DB) commitOwn(c *commit) error {
+	err := c.own.err
+	if err == nil {
+		c.batch = &c.own
+		_, err = db.commit(context.Background(), c)
+	}
+	c.release()
+	return err
+}
+
+// commit takes c through the pipeline and waits for its outcome.
+func (db *DB) commit(ctx context.Context, c *commit) (Position, error) {
+	if err := ctx.Err(); err != nil {
+		return Position{}, err
+	}
+	deadline := time.Time{}
+	if db.opts.CommitTimeout > 0 && c.control == nil {
+		deadline = time.Now().Add(db.opts.CommitTimeout)
+	}
+	if err := db.admit(ctx, c, deadline); err != nil {
+		return Position{}, err
+	}
+	p := &db.pipe
+	p.mu.Lock()
+	p.queue = append(p.queue, c)
+	c.queued = true
+	lead := !p.leading
+	p.leading = true
+	p.mu.Unlock()
+	if lead {
+		db.lead()
+		select { // most often the answer is there: no timer, no sleep
+		case <-c.done:
+			return db.outcome(c)
+		default:
+		}
+	}
+	return db.await(ctx, c, deadline)
+}
+
+// await waits for the end of c, leading a group when it is c's turn.
+func (db *DB) await(ctx context.Context, c *commit, deadline time.Time) (Position, error) {
+	var expired <-chan time.Time
+	if !deadline.IsZero() {
+		left := max(0, time.Until(deadline))
+		if c.timer == nil {
+			c.timer = time.NewTimer(left)
+		} else {
+			c.timer.Reset(left)
+		}
+		defer c.timer.Stop()
+		expired = c.timer.C
+	}
+	for {
+		select {
+		case <-c.done:
+			return db.outcome(c)
+		case <-c.turn:
+			db.lead()
+		case <-ctx.Done():
+			return db.abandon(c, ctx.Err())
+		case <-expired:
+			return db.abandon(c, context.DeadlineExceeded)
+		}
+	}
+}
+
+// abandon ends the caller's wait. What is still queued is taken out: it was never written.
+func (db *DB) abandon(c *commit, cause error) (Position, error) {
+	p := &db.pipe
+	p.mu.Lock()
+	if c.queued {
+		for i, q := range p.queue {
+			if q == c {
+				p.queue = append(p.queue[:i], p.queue[i+1:]...)
+				break
+			}
+		}
+		c.queued = false
+		select {
+		case <-c.turn: // it was to lead: the next one does
+			p.handOn()
+		default:
+		}
+		p.mu.Unlock()
+		return Position{}, cause
+	}
+	p.mu.Unlock()
+	if !db.marks.leave(&c.waiter) {
+		return db.outcome(c)
+	}
+	return Position{}, &OutcomeError{Position: db.position(c.end), Cause: cause}
+}
+
+// outcome is the answer of a commit whose wait is over.
+func (db *DB) outcome(c *commit) (Position, error) {
+	if c.err != nil {
+		return Position{}, c.err
+	}
+	return db.position(c.end), c.refused
+}
+
+// handOn passes the lead to the first in the queue. p.mu is held.
+func (p *pipeline) handOn() {
+	if len(p.queue) > 0 {
+		p.queue[0].turn <- struct{}{}
+	} else {
+		p.leading = false
+	}
+}
+
+// lead takes one group through the pipeline.
+func (db *DB) lead() {
+	p := &db.pipe
+	durable := db.groupIsDurable()
+	if durable {
+		p.syncing.Lock()
+		p.gather()
+	}
+	p.mu.Lock()
+	group := p.queue
+	p.queue, p.spare = p.spare[:0], nil
+	for _, c := range group {
+		c.queued = false
+	}
+	p.mu.Unlock()
+
+	db.appendGroup(group, durable)
+
+	n := len(group)
+	clear(group)
+	p.mu.Lock()
+	p.spare = group[:0]
+	p.handOn()
+	p.mu.Unlock()
+
+	if !durable {
+		db.flusher.kick()
+		return
+	}
+	p.last = n // guarded by syncing
+	_, err := db.log.Sync()
+	p.syncing.Unlock()
+	if err != nil {
+		db.poisoned(err)
+		return
+	}
+	db.marks.synced(db.log.Durable())
+}
+
+// groupIsDurable reports whether what is queued now needs the disk before its answer.
+func (db *DB) groupIsDurable() bool {
+	if Level(db.marks.ruleLevel.Load()).durable() {
+		return true
+	}
+	p := &db.pipe
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.queue {
+		if c.level.durable() || c.control != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// gather lets the writers of the last group, just woken, queue up again before the next one is
+// taken: yielding the processor a few times costs a microsecond, a sync with half of them 250.
+func (p *pipeline) gather() {
+	if p.last < 2 {
+		return
+	}
+	seen := -1
+	for range 32 {
+		p.mu.Lock()
+		n := len(p.queue)
+		p.mu.Unlock()
+		if n >= p.last || n == seen {
+			return
+		}
+		seen = n
+		runtime.Gosched()
+	}
+}
+
+// appendGroup decides, appends and indexes the group in its order.
+func (db *DB) appendGroup(group []*commit, durable bool) {
+	p := &db.pipe
+	p.run = p.run[:0]
+	decides := false
+	for _, c := range group {
+		decides = decides || c.decide != nil
+	}
+	p.overlay.reset()
+	for _, c := range group {
+		if err := db.refuse(c); err != nil {
+			c.finish(err)
+			continue
+		}
+		if c.control != nil {
+			db.appendRun(durable)
+			db.appendControl(c)
+			continue
+		}
+		if c.decide != nil && !db.decide(c, durable) {
+			continue
+		}
+		p.run = append(p.run, c)
+		if decides && !p.overlay.add(c.batch) {
+			db.appendRun(durable) // a range delete: later decisions look in the index
+		}
+	}
+	db.appendRun(durable)
+}
+
+// decide lets c see the state that all before it have made. It reports whether there is anything to append.
+func (db *DB) decide(c *commit, durable bool) bool {
+	err := c.decide(&view{db: db, overlay: &db.pipe.overlay}, c.batch)
+	if err == nil && c.batch.err != nil {
+		err = c.batch.err
+	}
+	if err == nil && c.batch.Len() > 0 {
+		return true
+	}
+	// The answer rests on everything before it: it is given when that is visible.
+	db.appendRun(durable)
+	c.refused, c.level, c.end = err, Buffered, db.marks.indexedLSN()
+	db.marks.enter(&c.waiter)
+	return false
+}
+
+// appendRun appends and indexes the collected batches as one group.
+func (db *DB) appendRun(durable bool) {
+	p := &db.pipe
+	if len(p.run) == 0 {
+		return
+	}
+	run := p.run
+	p.run = p.run[:0]
+	p.overlay.reset()
+	p.batches = p.batches[:0]
+	for _, c := range run {
+		p.batches = append(p.batches, &c.batch.w)
+	}
+	r, err := db.log.Append(p.batches, durable)
+	if err != nil {
+		db.appendFailed(run, durable, err)
+		return
+	}
+	if push := db.push.Load(); push != nil {
+		(*push)()
+	}
+	p.waiters = p.waiters[:0]
+	for _, c := range run {
+		c.end = r.End
+		db.index(c.batch)
+		p.waiters = append(p.waiters, &c.waiter)
+	}
+	db.marks.appended(r.End, p.waiters)
+	clear(p.waiters)
+	clear(p.batches)
+}
+
+// index enters the records of an appended batch into the index.
+func (db *DB) index(b *Batch) {
+	for i := range b.w.Len() {
+		r, _, err := DecodeRecord(b.w.Record(i))
+		if err != nil {
+			panic("engine: a batch holds what it did not encode: " + err.Error())
+		}
+		db.indexRecord(r, b.w.Ref(i))
+	}
+}
+
+// appendFailed answers the batches of a failed append. After a full disk each is tried alone, so
+// that one large batch does not refuse the small ones.
+func (db *DB) appendFailed(run []*commit, durable bool, err error) {
+	if errors.Is(err, wal.ErrPoisoned) {
+		for _, c := range run {
+			c.finish(&OutcomeError{Position: db.position(db.log.Head()), Cause: err})
+		}
+		db.poisoned(err)
+		return
+	}
+	if len(run) == 1 || !errors.Is(err, wal.ErrNoSpace) {
+		for _, c := range run {
+			c.finish(err)
+		}
+		return
+	}
+	for _, c := range append([]*commit(nil), run...) {
+		db.pipe.run = append(db.pipe.run[:0], c)
+		db.appendRun(durable)
+	}
+}
+
+// appendControl appends and syncs c's control record; its effect on the marks begins with it. The
+// answer waits for the disk only.
+func (db *DB) appendControl(c *commit) {
+	r, err := db.log.AppendControl(c.control, false)
+	if err != nil {
+		c.finish(err)
+		if errors.Is(err, wal.ErrPoisoned) {
+			db.poisoned(err)
+		}
+		return
+	}
+	c.end = r.End
+	db.applyControl(c.control, r.End)
+	db.marks.appended(r.End, nil)
+	if _, err := db.log.Sync(); err != nil {
+		db.poisoned(err)
+		c.finish(&OutcomeError{Position: db.position(r.End), Cause: err})
+		return
+	}
+	c.finish(nil)
+}
+
+// poisoned ends every wait after a failed sync: no later success can be believed.
+func (db *DB) poisoned(err error) {
+	db.opts.Logger.Error("log poisoned", "error", err)
+	db.marks.fail(&OutcomeError{Position: db.position(db.log.Head()), Cause: err})
+}

@@ -1,0 +1,283 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"shiplog/engine/internal/memindex"
+	"shiplog/wal"
+)
+
+// Position is a place in the log: an LSN, and the epoch whose leader wrote what ends there.
+type Position = wal.Position
+
+// DB is an open database. All its methods are safe for concurrent use.
+type DB struct {
+	opts  Options
+	log   *wal.Log
+	idx   index
+	clock *clock
+	marks marks
+	pipe  pipeline
+	pins  pins
+	push  atomic.Pointer[func()]
+
+	floor        atomic.Uint64 // LSN below which the index keeps one version a key
+	firstTail    wal.LSN       // the log's tail at open
+	consistentAt atomic.Uint64 // end of the tail record that makes [tail, ...) a consistent state
+	loadedAt     atomic.Uint64 // reads answer ErrLoading until this LSN is visible; 0: no wait
+	applyErr     atomic.Pointer[error]
+
+	closed   atomic.Bool
+	follower atomic.Bool
+	fenced   atomic.Uint32 // epoch that fenced this leader; 0: none
+
+	roleMu  sync.Mutex // serialises changes of role, and Close
+	applier *applier   // of a follower; guarded by roleMu
+	flusher *flusher
+	ending  atomic.Bool // the end of a degraded span is being appended
+}
+
+// index is what the engine asks of its index: key to the positions of its versions. The versions
+// are wal.Refs, so they order as the log does.
+type index interface {
+	Insert(key []byte, ref uint64, kind memindex.Kind)
+	DeleteRange(start, end []byte, ref uint64)
+	Get(key []byte, at uint64) (memindex.Version, bool)
+	Latest(key []byte) (memindex.Version, bool)
+	Scan(dst *memindex.Chunk, lo, hi []byte, loOpen bool, at uint64, reverse bool, limit int)
+	SetFloor(at uint64)
+	CutFrom(ref uint64)
+	Len() int
+	Bytes() int64
+}
+
+// loadingUntilConsistent in loadedAt: the log starts at a moved tail, and its tail record has not been seen.
+const loadingUntilConsistent = ^uint64(0)
+
+// Open opens the database in dir, creating directory and database when they are not there. It
+// recovers: what was never durable is cut from the end of the log and reported to the logger; what
+// was durable is never cut (*wal.CorruptError instead). A leader that was not closed cleanly starts
+// a new epoch, so that what its followers may hold beyond its own end can be told apart.
+//
+// Open starts a goroutine that flushes (and one that applies, on a follower); Close stops them.
+func Open(dir string, opts *Options) (*DB, error) {
+	o, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	db := &DB{opts: o, clock: newClock(o.Now), idx: memindex.New()}
+	db.marks.followers = map[wal.NodeID]*follower{}
+	if !o.Follower {
+		db.clock.observe(o.Now().UnixMilli())
+	}
+	db.log, err = wal.Open(dir, &wal.Options{
+		FS: o.FS, SegmentSize: o.SegmentSize, Compression: o.Compression, Logger: o.Logger, Now: db.clock.time,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	if err := db.start(opts); err != nil {
+		return nil, errors.Join(fmt.Errorf("open database: %w", err), db.log.Close())
+	}
+	return db, nil
+}
+
+// start replays the log and takes up the role.
+func (db *DB) start(asked *Options) error {
+	db.marks.log = db.log
+	db.marks.ruleLevel.Store(uint32(Durable))
+	if r := db.log.Recovery(); r.Cut {
+		db.opts.Logger.Warn("cut a torn tail", "lsn", r.CutFrom.String(), "bytes", r.CutBytes)
+	}
+	if !db.log.Empty() {
+		db.firstTail = db.log.Tail()
+		if db.firstTail > 0 {
+			db.loadedAt.Store(loadingUntilConsistent)
+		}
+		if err := db.replay(); err != nil {
+			return err
+		}
+	}
+	db.follower.Store(db.opts.Follower)
+	if db.opts.Follower {
+		db.becomeFollower()
+	} else if err := db.becomeLeader(asked); err != nil {
+		return err
+	}
+	db.raiseFloor()
+	db.flusher = startFlusher(db)
+	return nil
+}
+
+// becomeFollower shows what was known to be committed and starts to apply what ship will append.
+func (db *DB) becomeFollower() {
+	if db.log.Empty() {
+		db.loadedAt.Store(1) // until anything at all is known to be committed
+	}
+	m := &db.marks
+	m.mu.Lock()
+	m.leader = false
+	m.ends, m.degraded, m.epochEnd = lsnQueue{}, 0, 0
+	if !db.log.Empty() {
+		m.durable.Store(uint64(db.log.Durable()))
+	}
+	m.told = max(m.told, db.log.Committed())
+	m.advance()
+	m.mu.Unlock()
+	db.applier = db.startApplier(db.marks.indexedLSN())
+}
+
+// becomeLeader creates a new database, or takes up the epoch that this node led; a new one, with the
+// restart part raised, if it was not closed cleanly.
+func (db *DB) becomeLeader(asked *Options) error {
+	clean := true
+	switch {
+	case db.log.Empty():
+		if err := db.log.Create(db.newRule()); err != nil {
+			return fmt.Errorf("create database: %w", err)
+		}
+		if err := db.replay(); err != nil {
+			return err
+		}
+	default:
+		history := db.log.History()
+		last := history[len(history)-1]
+		if last.Leader != db.log.NodeID() {
+			return fmt.Errorf("%w: epoch %v was led by node %v, this is node %v", ErrNotLeader, last.Epoch, last.Leader, db.log.NodeID())
+		}
+		if promised := db.log.Promised(); promised > last.Epoch {
+			return fmt.Errorf("%w: this node has promised epoch %v", ErrFenced, promised)
+		}
+		if err := db.checkRule(asked); err != nil {
+			return err
+		}
+		clean = db.log.Recovery().Clean
+	}
+	m := &db.marks
+	end := m.indexedLSN()
+	if !clean {
+		e := db.log.Epoch()
+		var err error
+		if end, err = db.log.StartEpoch(e.NextRestart(), m.rule); err != nil {
+			return fmt.Errorf("start epoch after an unclean stop: %w", err)
+		}
+		m.indexed.Store(uint64(end))
+		m.degraded = 0
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.leader = true
+	m.durable.Store(uint64(db.log.Durable()))
+	visible := end
+	if Level(m.rule.Level).synchronous() && m.degraded == 0 {
+		// Nothing that was not known to be confirmed is shown before it is.
+		visible = min(end, db.log.Committed())
+		m.epochEnd = 0
+		if !clean {
+			m.epochEnd = end
+		}
+	}
+	m.visible.Store(uint64(visible))
+	if visible < end {
+		m.ends.push(end)
+		db.loadedAt.Store(uint64(end))
+	}
+	m.advance()
+	return nil
+}
+
+// newRule is the commit rule and the voters that the options ask for.
+func (db *DB) newRule() wal.Rule {
+	r := wal.Rule{Level: uint32(db.opts.Commit), First: db.opts.FirstVoters}
+	for _, name := range db.opts.Voters {
+		r.Voters = append(r.Voters, wal.Voter{Name: name})
+	}
+	return r
+}
+
+// checkRule refuses options that contradict what the log says.
+func (db *DB) checkRule(asked *Options) error {
+	stored := Level(db.marks.rule.Level)
+	if asked != nil && asked.Commit != Default && asked.Commit != stored {
+		return fmt.Errorf("%w: commit rule %v asked for, the database has %v", ErrInvalidOption, asked.Commit, stored)
+	}
+	return nil
+}
+
+// refuse says why a write cannot be taken at all.
+func (db *DB) refuse(c *commit) error {
+	switch {
+	case db.closed.Load():
+		return ErrClosed
+	case db.follower.Load():
+		return ErrReadOnly
+	case db.fenced.Load() != 0:
+		return fmt.Errorf("%w: epoch %v", ErrFenced, wal.Epoch(db.fenced.Load()))
+	}
+	return nil
+}
+
+// position is the position of lsn in this node's current epoch.
+func (db *DB) position(lsn wal.LSN) Position {
+	return Position{Epoch: db.log.EpochAt(lsn), LSN: lsn}
+}
+
+// Promote makes this node the leader. This version answers ErrUnavailable: it follows and recovers,
+// but does not take over.
+func (db *DB) Promote(context.Context) error { return ErrUnavailable }
+
+// Follow makes this node a follower: writes are refused from the call on, those in flight end, and
+// package ship may feed it. A follower stays one.
+func (db *DB) Follow(ctx context.Context) error {
+	db.roleMu.Lock()
+	defer db.roleMu.Unlock()
+	if db.closed.Load() {
+		return ErrClosed
+	}
+	if db.follower.Swap(true) {
+		return nil
+	}
+	db.pipe.syncing.Lock() // every group that was taken before has ended
+	_, err := db.log.Sync()
+	db.pipe.syncing.Unlock()
+	if err != nil {
+		return err
+	}
+	m := &db.marks
+	m.mu.Lock()
+	m.failWaiters(&OutcomeError{Position: db.position(db.log.Head()), Cause: ErrReadOnly})
+	m.waiting = waiterQueue{}
+	m.told = m.committedLSN()
+	m.mu.Unlock()
+	db.becomeFollower()
+	return ctx.Err()
+}
+
+// Close ends waits with ErrUnknownOutcome, syncs, records the clean close and releases the
+// directory. It may be called more than once; calls after the first return nil.
+func (db *DB) Close() error {
+	db.roleMu.Lock()
+	defer db.roleMu.Unlock()
+	if db.closed.Swap(true) {
+		return nil
+	}
+	db.pipe.syncing.Lock() // the group in hand ends first; later ones are refused
+	db.pipe.syncing.Unlock()
+	if db.applier != nil {
+		db.applier.stop()
+	}
+	db.flusher.stop()
+	_, syncErr := db.log.Sync()
+	if syncErr == nil {
+		db.marks.synced(db.log.Durable())
+	}
+	db.marks.fail(&OutcomeError{Position: db.position(db.log.Head()), Cause: ErrClosed})
+	if err := db.log.Close(); err != nil {
+		return fmt.Errorf("close database: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,73 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+
+	"shiplog/wal"
+)
+
+// Errors of reads and writes. Test with errors.Is: most arrive wrapped with their circumstances.
+var (
+	// ErrNotFound is returned when a key has no visible, unexpired value.
+	ErrNotFound = errors.New("engine: key not found")
+	// ErrConflict is returned by CompareAndSwap's and Update's transactions that kept meeting newer writes.
+	ErrConflict = errors.New("engine: conflict with a newer write")
+	// ErrNotInteger is returned by Increment when the stored value is not a decimal int64 or the sum overflows.
+	ErrNotInteger = errors.New("engine: value is not an integer or out of range")
+	// ErrKeyTooLarge is returned for keys above MaxKeySize.
+	ErrKeyTooLarge = errors.New("engine: key too large")
+	// ErrValueTooLarge is returned for values above MaxValueSize.
+	ErrValueTooLarge = errors.New("engine: value too large")
+	// ErrBatchTooLarge is returned for batches above MaxBatchSize.
+	ErrBatchTooLarge = errors.New("engine: batch too large")
+	// ErrUnknownOutcome is returned when a write's wait ended early: it may yet become visible, or
+	// be lost at a fork. The error is an *OutcomeError, whose Position can be asked with DB.Outcome.
+	ErrUnknownOutcome = errors.New("engine: outcome unknown")
+	// ErrTooFewFollowers is returned before anything is written, when the commit rule cannot be met.
+	ErrTooFewFollowers = errors.New("engine: too few followers for the commit rule")
+	// ErrPendingFull is returned before anything is written, when more than MaxPending bytes already
+	// wait for their followers.
+	ErrPendingFull = errors.New("engine: too many unconfirmed bytes")
+	// ErrReadOnly is returned for writes on a follower.
+	ErrReadOnly = errors.New("engine: this node is a follower")
+	// ErrFenced is returned for writes on a leader that has learnt of a higher epoch.
+	ErrFenced = errors.New("engine: fenced by a higher epoch")
+	// ErrLoading is returned for reads while what was recovered, or copied so far, may not be shown yet.
+	ErrLoading = errors.New("engine: loading")
+	// ErrTrimmed is returned by Changes for a position below the tail of the log.
+	ErrTrimmed = wal.ErrTrimmed
+	// ErrLost is returned for a position that this database's history does not contain.
+	ErrLost = errors.New("engine: position was lost at a fork of the history")
+	// ErrUnavailable is returned by Promote: this version can follow, but not take over.
+	ErrUnavailable = errors.New("engine: promotion is not available in this version")
+	// ErrNotLeader is returned by Open for a directory whose log belongs to another leader.
+	ErrNotLeader = errors.New("engine: the log belongs to another leader; open it as a follower")
+	// ErrClosed is returned after Close.
+	ErrClosed = errors.New("engine: database closed")
+	// ErrInvalidOption is returned for options and arguments that make no sense.
+	ErrInvalidOption = errors.New("engine: invalid option")
+	// ErrTxDone is returned by a transaction that is used after its function has returned.
+	ErrTxDone = errors.New("engine: transaction has ended")
+	// ErrLocked is returned by Open when another process, or another DB, has the directory open.
+	ErrLocked = wal.ErrLocked
+	// ErrPoisoned is returned after a failed sync: the log takes no more writes until it is reopened.
+	ErrPoisoned = wal.ErrPoisoned
+	// ErrNoSpace is returned before anything is written when the disk is full; writes work again
+	// once there is room.
+	ErrNoSpace = wal.ErrNoSpace
+)
+
+// OutcomeError is the error of a write whose wait ended before its commit rule or level held.
+// It matches ErrUnknownOutcome, and whatever ended the wait (context.DeadlineExceeded, ErrPoisoned...).
+type OutcomeError struct {
+	Position wal.Position // where the write ends in the log
+	Cause    error
+}
+
+func (e *OutcomeError) Error() string {
+	return fmt.Sprintf("%v at %v: %v", ErrUnknownOutcome, e.Position, e.Cause)
+}
+
+// Unwrap gives ErrUnknownOutcome and the cause to errors.Is.
+func (e *OutcomeError) Unwrap() []error { return []error{ErrUnknownOutcome, e.Cause} }

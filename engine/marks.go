@@ -1,0 +1,330 @@
+package engine
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"shiplog/wal"
+)
+
+// marks holds how far this node has come, and who waits for what. One mutex guards the state; the
+// marks themselves are mirrored in atomics, so readers take no lock.
+type marks struct {
+	visible   atomic.Uint64 // readers see versions that end at or below it
+	committed atomic.Uint64 // visible, and on this node's disk
+	indexed   atomic.Uint64 // end of the last batch in the index
+	durable   atomic.Uint64 // copied from the log at each change
+	ruleLevel atomic.Uint32 // of rule
+
+	log *wal.Log // told of the committed mark
+
+	mu        sync.Mutex // guards everything below
+	leader    bool
+	rule      wal.Rule
+	degraded  wal.LSN // start of the open degraded span; 0: none
+	epochEnd  wal.LSN // end of this leader's epoch record: nothing below it commits alone
+	told      wal.LSN // follower: the committed mark that its upstream told
+	ends      lsnQueue
+	waiting   waiterQueue
+	late      []*waiter // visible, but their own level is stronger than the rule
+	followers map[wal.NodeID]*follower
+	changed   chan struct{} // closed and replaced when someone waits for any change
+	subs      map[chan<- struct{}]struct{}
+	hasSubs   atomic.Bool
+	failed    error // sticky: the log was poisoned
+}
+
+// waiter is one call that waits until end is visible and level holds there.
+type waiter struct {
+	end   wal.LSN
+	level Level
+	err   error
+	done  chan struct{} // capacity 1; receives once when the wait is over
+	gone  bool          // the caller has left; guarded by marks.mu
+}
+
+// waiterQueue and lsnQueue are FIFO queues that keep their memory.
+type waiterQueue = queue[*waiter]
+
+type lsnQueue = queue[wal.LSN]
+
+type queue[T any] struct {
+	items []T
+	head  int
+}
+
+func (q *queue[T]) push(v T) {
+	if q.head > 64 && q.head*2 > len(q.items) {
+		n := copy(q.items, q.items[q.head:])
+		clear(q.items[n:])
+		q.items, q.head = q.items[:n], 0
+	}
+	q.items = append(q.items, v)
+}
+
+func (q *queue[T]) empty() bool { return q.head == len(q.items) }
+
+func (q *queue[T]) front() T { return q.items[q.head] }
+
+func (q *queue[T]) pop() {
+	var zero T
+	q.items[q.head] = zero
+	q.head++
+	if q.head == len(q.items) {
+		q.items, q.head = q.items[:0], 0
+	}
+}
+
+func (m *marks) visibleLSN() wal.LSN { return wal.LSN(m.visible.Load()) }
+
+func (m *marks) committedLSN() wal.LSN { return wal.LSN(m.committed.Load()) }
+
+func (m *marks) indexedLSN() wal.LSN { return wal.LSN(m.indexed.Load()) }
+
+func (m *marks) durableLSN() wal.LSN { return wal.LSN(m.durable.Load()) }
+
+// appended records that everything up to end, a batch end, is in the log and in the index, and
+// enters the waiters of that group. Calls come in log order.
+func (m *marks) appended(end wal.LSN, waiters []*waiter) {
+	m.mu.Lock()
+	m.indexed.Store(uint64(end))
+	m.ends.push(end)
+	for _, w := range waiters {
+		m.waiting.push(w)
+	}
+	m.advance()
+	m.mu.Unlock()
+}
+
+// applied records that a follower has indexed everything up to end, a batch end.
+func (m *marks) applied(end wal.LSN) {
+	m.mu.Lock()
+	m.indexed.Store(uint64(end))
+	m.advance()
+	m.signal()
+	m.mu.Unlock()
+}
+
+// enter takes up a waiter whose end is in the log already, behind all that wait now.
+func (m *marks) enter(w *waiter) {
+	m.mu.Lock()
+	m.waiting.push(w)
+	m.advance()
+	m.mu.Unlock()
+}
+
+// touch wakes those who wait for any change.
+func (m *marks) touch() {
+	m.mu.Lock()
+	m.signal()
+	m.mu.Unlock()
+}
+
+// degradedAt is where the open degraded span begins; 0: none is open.
+func (m *marks) degradedAt() wal.LSN {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.degraded
+}
+
+func (m *marks) setDegraded(from wal.LSN) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.degraded = from
+	m.advance()
+}
+
+// synced records the log's durable mark.
+func (m *marks) synced(durable wal.LSN) {
+	m.mu.Lock()
+	if uint64(durable) > m.durable.Load() {
+		m.durable.Store(uint64(durable))
+	}
+	m.advance()
+	m.mu.Unlock()
+}
+
+// advance recomputes visible and committed and wakes those whose wait is over. m.mu is held.
+func (m *marks) advance() {
+	before := m.visible.Load() + m.committed.Load()
+	if m.leader {
+		m.advanceLeader()
+	} else {
+		m.advanceFollower()
+	}
+	committed := min(m.visible.Load(), m.durable.Load())
+	if committed > m.committed.Load() {
+		m.committed.Store(committed)
+		m.log.SetCommitted(wal.LSN(committed))
+	}
+	m.wake()
+	if m.visible.Load()+m.committed.Load() != before {
+		m.signal()
+	}
+}
+
+func (m *marks) advanceLeader() {
+	if m.failed != nil && m.ends.empty() {
+		return
+	}
+	level := Level(m.rule.Level)
+	if m.degraded != 0 {
+		level = Durable
+	}
+	end := levelEnd(level, m.rule, m.indexedLSN(), m.durableLSN(), m.followers)
+	if end < m.epochEnd {
+		return
+	}
+	for !m.ends.empty() && m.ends.front() <= end {
+		if v := uint64(m.ends.front()); v > m.visible.Load() {
+			m.visible.Store(v)
+		}
+		m.ends.pop()
+	}
+}
+
+// advanceFollower shows what is indexed up to what the upstream says is committed; both are batch ends.
+func (m *marks) advanceFollower() {
+	if v := uint64(min(m.indexedLSN(), m.told)); v > m.visible.Load() {
+		m.visible.Store(v)
+	}
+}
+
+// wake ends the waits that are over. m.mu is held.
+func (m *marks) wake() {
+	visible := m.visibleLSN()
+	for !m.waiting.empty() && (m.waiting.front().end <= visible || m.waiting.front().gone) {
+		w := m.waiting.front()
+		m.waiting.pop()
+		if w.gone {
+			continue
+		}
+		if m.levelHolds(w) {
+			w.finish(nil)
+		} else {
+			m.late = append(m.late, w)
+		}
+	}
+	if len(m.late) > 0 {
+		kept := m.late[:0]
+		for _, w := range m.late {
+			switch {
+			case w.gone:
+			case m.levelHolds(w):
+				w.finish(nil)
+			default:
+				kept = append(kept, w)
+			}
+		}
+		clear(m.late[len(kept):])
+		m.late = kept
+	}
+	if m.failed != nil {
+		m.failWaiters(m.failed)
+	}
+}
+
+// levelHolds reports whether the waiter's own level holds at its end. The rule holds there already.
+func (m *marks) levelHolds(w *waiter) bool {
+	level := w.level
+	if level == Default {
+		level = Level(m.rule.Level)
+	}
+	if m.degraded != 0 && level.synchronous() {
+		level = Durable
+	}
+	if level.kind() == levelApplied && visibleEnd(level.N(), m.rule, m.followers) < w.end {
+		return false
+	}
+	if level.kind() <= Level(m.rule.Level).kind() && level.N() <= Level(m.rule.Level).N() {
+		return true
+	}
+	return levelEnd(level, m.rule, m.indexedLSN(), m.durableLSN(), m.followers) >= w.end
+}
+
+func (w *waiter) finish(err error) {
+	w.err = err
+	w.done <- struct{}{}
+}
+
+// fail makes the error sticky and ends every wait that can no longer succeed.
+func (m *marks) fail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.failed == nil {
+		m.failed = err
+	}
+	m.advance()
+	m.signal()
+}
+
+// failWaiters ends the waits for what is not on this disk and never will be, or for what a closed
+// database no longer follows. m.mu is held.
+func (m *marks) failWaiters(err error) {
+	for ; !m.waiting.empty(); m.waiting.pop() {
+		if w := m.waiting.front(); !w.gone {
+			w.finish(err)
+		}
+	}
+	for _, w := range m.late {
+		if !w.gone {
+			w.finish(err)
+		}
+	}
+	m.late = nil
+}
+
+// signal tells subscribers, and those who wait for any change, that a mark has moved. m.mu is held.
+func (m *marks) signal() {
+	if m.changed != nil {
+		close(m.changed)
+		m.changed = nil
+	}
+	for ch := range m.subs {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// change returns a channel that is closed at the next change of any mark or follower.
+func (m *marks) change() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changeLocked()
+}
+
+func (m *marks) changeLocked() <-chan struct{} {
+	if m.changed == nil {
+		m.changed = make(chan struct{})
+	}
+	return m.changed
+}
+
+func (m *marks) subscribe(ch chan<- struct{}) (cancel func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.subs == nil {
+		m.subs = map[chan<- struct{}]struct{}{}
+	}
+	m.subs[ch] = struct{}{}
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.subs, ch)
+	}
+}
+
+// leave ends a wait from the caller's side; false if it was over already.
+func (m *marks) leave(w *waiter) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	select {
+	case <-w.done:
+		return false
+	default:
+		w.gone = true
+		return true
+	}
+}

@@ -1,0 +1,154 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"shiplog/wal"
+	"shiplog/wal/vfs"
+)
+
+// Compression is the codec of new frames.
+type Compression = wal.Compression
+
+// The codecs. A frame that would shrink by less than an eighth is stored raw under each of them.
+const (
+	S2            = wal.S2
+	Zstd          = wal.Zstd
+	NoCompression = wal.NoCompression
+)
+
+// TooFew says what a write does while fewer followers are connected than its commit rule needs.
+type TooFew uint8
+
+// What a write does when the commit rule cannot be met at the moment.
+const (
+	// Refuse answers ErrTooFewFollowers at once, before anything is written.
+	Refuse TooFew = iota
+	// Block waits for followers, within the caller's deadline, before anything is written.
+	Block
+	// Degrade falls back to Durable after DegradeAfter, under a control record in the log that
+	// opens the span before its first acknowledgement; another ends it.
+	Degrade
+)
+
+// Options configure Open. The zero value of each field is its default. They are copied by Open.
+type Options struct {
+	// Commit is the commit rule of a new database: what must hold before a write becomes visible.
+	// Default (zero) means Durable. It is kept in the log; for an existing database it is ignored
+	// when zero and must equal the stored rule otherwise.
+	Commit Level
+	// FirstVoters makes a synchronous rule count only the first N connected voters, in the order of
+	// Voters; otherwise any N count.
+	FirstVoters bool
+	// Voters names the followers that count for a synchronous rule. Empty: each follower that
+	// connects with a name becomes a voter by a control record.
+	Voters []string
+	// TooFew says what a write does while the rule cannot be met: Refuse (zero), Block or Degrade.
+	TooFew TooFew
+	// DegradeAfter is how long TooFew: Degrade waits before it falls back. Zero: 5 s.
+	DegradeAfter time.Duration
+	// CommitTimeout bounds Put, Delete and every Commit whose context has no earlier deadline; then
+	// the answer is ErrUnknownOutcome. Zero: 10 s. Negative: no bound.
+	CommitTimeout time.Duration
+	// MaxPending bounds the bytes that may wait for their commit rule. Zero: 256 MiB.
+	MaxPending int64
+	// FlushInterval is the longest time that a write under Buffered or Written stays unsynced. Zero: 10 ms.
+	FlushInterval time.Duration
+
+	// Compression is the codec of new frames: S2 (zero), Zstd, NoCompression.
+	Compression Compression
+	// SegmentSize is the size of log segments in bytes, a power of two from 64 KiB to 1 GiB, fixed
+	// when the database is created. Zero: 64 MiB.
+	SegmentSize int64
+	// Follower opens the database read-only for clients; package ship feeds it.
+	Follower bool
+	// StaleReads lets reads see the last known committed state where they would answer ErrLoading.
+	StaleReads bool
+
+	// Logger receives what an operator should know. Nil discards it.
+	Logger *slog.Logger
+	// FS is the file system. Nil: the operating system's.
+	FS vfs.FS
+	// Now is the wall clock, with its monotonic reading. Nil: time.Now.
+	Now func() time.Time
+}
+
+const (
+	defaultDegradeAfter  = 5 * time.Second
+	defaultCommitTimeout = 10 * time.Second
+	defaultMaxPending    = 256 << 20
+	defaultFlushInterval = 10 * time.Millisecond
+)
+
+// withDefaults validates o, reporting every violation at once, and fills in what is zero.
+func (o *Options) withDefaults() (Options, error) {
+	var c Options
+	if o != nil {
+		c = *o
+	}
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrInvalidOption}, args...)...))
+	}
+	if err := c.Commit.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if c.SegmentSize != 0 && (c.SegmentSize < 64<<10 || c.SegmentSize > 1<<30 || c.SegmentSize&(c.SegmentSize-1) != 0) {
+		bad("segment size %d is not a power of two from 64 KiB to 1 GiB", c.SegmentSize)
+	}
+	if c.Compression > NoCompression {
+		bad("unknown compression %d", c.Compression)
+	}
+	if c.TooFew > Degrade {
+		bad("unknown TooFew %d", c.TooFew)
+	}
+	if c.DegradeAfter < 0 || c.MaxPending < 0 || c.FlushInterval < 0 {
+		bad("negative DegradeAfter, MaxPending or FlushInterval")
+	}
+	if len(c.Voters) > MaxVoters {
+		bad("%d voters, at most %d are possible", len(c.Voters), MaxVoters)
+	}
+	seen := map[string]bool{}
+	for _, name := range c.Voters {
+		if name == "" || seen[name] {
+			bad("voter name %q is empty or given twice", name)
+		}
+		seen[name] = true
+	}
+	if len(c.Voters) > 0 && c.Commit.synchronous() && c.Commit.N() > len(c.Voters) {
+		bad("rule %v with only %d voters", c.Commit, len(c.Voters))
+	}
+	if c.FirstVoters && len(c.Voters) == 0 {
+		bad("FirstVoters needs Voters")
+	}
+	if len(errs) > 0 {
+		return c, errors.Join(errs...)
+	}
+	if c.Commit == Default {
+		c.Commit = Durable
+	}
+	orDefault(&c.DegradeAfter, defaultDegradeAfter)
+	orDefault(&c.CommitTimeout, defaultCommitTimeout)
+	orDefault(&c.MaxPending, defaultMaxPending)
+	orDefault(&c.FlushInterval, defaultFlushInterval)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.FS == nil {
+		c.FS = vfs.OS
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c, nil
+}
+
+func orDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}

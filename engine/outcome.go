@@ -1,0 +1,120 @@
+package engine
+
+import (
+	"context"
+	"errors"
+
+	"shiplog/wal"
+)
+
+// Outcome is what has become of a write.
+type Outcome uint8
+
+// The outcomes of a write whose position is known.
+const (
+	// Pending: in the log, or not here yet, and not confirmed.
+	Pending Outcome = iota
+	// Committed: visible for good, and on this node's disk.
+	Committed
+	// Lost: the history went on without it.
+	Lost
+)
+
+// String gives the outcome's name in lower case.
+func (o Outcome) String() string {
+	switch o {
+	case Pending:
+		return "pending"
+	case Committed:
+		return "committed"
+	default:
+		return "lost"
+	}
+}
+
+// Outcome says what has become of the write that was reported at p, on any node of the database.
+// ErrTrimmed: the log no longer reaches back to p, so p was committed or its history is unknown here.
+func (db *DB) Outcome(p Position) (Outcome, error) {
+	switch err := db.checkLineage(p); {
+	case errors.Is(err, ErrLost):
+		return Lost, nil
+	case err != nil:
+		return Pending, err
+	}
+	if db.marks.committedLSN() >= p.LSN {
+		return Committed, nil
+	}
+	return Pending, nil
+}
+
+// WaitApplied returns once this node's readers see everything up to p: with the position of a write
+// it gives read-your-writes on any node, with that of a read monotonic reads. ErrLost, and no wait,
+// for a position that a fork has left behind.
+func (db *DB) WaitApplied(ctx context.Context, p Position) error {
+	for {
+		changed := db.marks.change()
+		if err := db.checkLineage(p); err != nil && !errors.Is(err, ErrTrimmed) {
+			return err
+		}
+		if db.marks.visibleLSN() >= p.LSN {
+			return nil
+		}
+		if db.closed.Load() {
+			return ErrClosed
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// WaitLevel returns once level l holds for everything up to p on this leader; the rule holds too.
+func (db *DB) WaitLevel(ctx context.Context, p Position, l Level) error {
+	if err := l.Validate(); err != nil {
+		return err
+	}
+	for {
+		changed := db.marks.change()
+		if err := db.checkLineage(p); err != nil {
+			return err
+		}
+		if db.marks.holds(p.LSN, l) {
+			return nil
+		}
+		if db.closed.Load() {
+			return ErrClosed
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// holds reports whether end is visible and level l holds there.
+func (m *marks) holds(end wal.LSN, l Level) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.visibleLSN() >= end && m.levelHolds(&waiter{end: end, level: l})
+}
+
+// CountReached counts the connected followers, voters or not, that have confirmed everything up to p
+// in the sense of l's kind: Received(n), Replicated(n) or Applied(n), whatever n. At any other level it counts none.
+func (db *DB) CountReached(p Position, l Level) int {
+	if !l.synchronous() {
+		return 0
+	}
+	m := &db.marks
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	for _, f := range m.followers {
+		if f.connected && f.reached(l.kind()) >= p.LSN {
+			n++
+		}
+	}
+	return n
+}

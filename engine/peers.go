@@ -1,0 +1,277 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"shiplog/wal"
+)
+
+// This file is what package ship needs of a database: its marks, and what peers report.
+
+// Log is the database's log. Package ship reads and, on a follower, appends to it.
+func (db *DB) Log() *wal.Log { return db.log }
+
+// Committed is the committed mark: below it the commit rule holds and this node's disk has it.
+func (db *DB) Committed() wal.LSN { return db.marks.committedLSN() }
+
+// Applied is the end of the last batch in this node's index.
+func (db *DB) Applied() wal.LSN { return db.marks.indexedLSN() }
+
+// Visible is the mark up to which this node's readers see.
+func (db *DB) Visible() wal.LSN { return db.marks.visibleLSN() }
+
+// Subscribe has ch receive, without blocking, whenever a mark or the log's end moves.
+func (db *DB) Subscribe(ch chan<- struct{}) (cancel func()) {
+	a, b := db.log.Notify(ch), db.marks.subscribe(ch)
+	return func() {
+		a()
+		b()
+	}
+}
+
+// OnAppend has fn called right after each append, before its sync, in the committing goroutine: fn
+// must not block. Nil removes it.
+func (db *DB) OnAppend(fn func()) {
+	if fn == nil {
+		db.push.Store(nil)
+		return
+	}
+	db.push.Store(&fn)
+}
+
+// AdmitPeer takes up a follower that has connected and proved its identity. A follower with a name
+// becomes a voter, by a control record, unless the options name the voters and it is not among them.
+// It counts once its durable position has reached the committed mark.
+func (db *DB) AdmitPeer(id wal.NodeID, name, addr string) (voter bool, err error) {
+	if db.follower.Load() {
+		return false, nil // cascaded followers never count
+	}
+	m := &db.marks
+	m.mu.Lock()
+	rule, change, err := withVoter(m.rule, db.opts.Voters, wal.Voter{ID: id, Name: name, Addr: addr})
+	m.mu.Unlock()
+	if err != nil {
+		return false, err
+	}
+	voter = slices.ContainsFunc(rule.Voters, func(v wal.Voter) bool { return v.ID == id })
+	if change {
+		if err := db.appendRecord(&wal.RuleRecord{Rule: rule}); err != nil {
+			return false, fmt.Errorf("admit voter %q: %w", name, err)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.followers[id]
+	if f == nil {
+		f = &follower{id: id}
+		m.followers[id] = f
+	}
+	f.name, f.addr, f.connected, f.voter = name, addr, true, voter
+	f.admitted = false
+	m.signal()
+	return voter, nil
+}
+
+// withVoter gives the rule in which v has its place among the voters, and whether that differs. A
+// name that comes with another node ID is a new disk under an old name: it takes the name's place.
+func withVoter(rule wal.Rule, named []string, v wal.Voter) (wal.Rule, bool, error) {
+	if v.Name == "" || len(named) > 0 && !slices.Contains(named, v.Name) {
+		return rule, false, nil
+	}
+	voters := slices.Clone(rule.Voters)
+	for i, old := range voters {
+		if old.ID == v.ID || old.Name == v.Name {
+			if old == v {
+				return rule, false, nil
+			}
+			voters[i] = v
+			voters = slices.CompactFunc(voters, func(a, b wal.Voter) bool { return a.ID == b.ID })
+			rule.Voters = voters
+			return rule, true, nil
+		}
+	}
+	if len(voters) == MaxVoters {
+		return rule, false, fmt.Errorf("%w: the database has %d voters already", ErrInvalidOption, MaxVoters)
+	}
+	rule.Voters = append(voters, v)
+	return rule, true, nil
+}
+
+// appendRecord takes a control record through the pipeline. It returns once the record is durable
+// in this node's log, without waiting for followers: until a new voter has the record that makes it
+// one, nobody could confirm it.
+func (db *DB) appendRecord(r wal.Control) error {
+	c := newCommit()
+	c.control = r
+	_, err := db.commit(context.Background(), c)
+	c.release()
+	return err
+}
+
+// PeerAck takes over what a follower reports. Marks of one follower never fall within a connection.
+func (db *DB) PeerAck(id wal.NodeID, received, durable, applied, visible wal.LSN) {
+	m := &db.marks
+	m.mu.Lock()
+	f := m.followers[id]
+	if f == nil {
+		m.mu.Unlock()
+		return
+	}
+	f.received, f.durable = max(f.received, received), max(f.durable, durable)
+	f.applied, f.visible = max(f.applied, applied), max(f.visible, visible)
+	if f.voter && !f.admitted && f.connected && f.durable >= m.committedLSN() {
+		f.admitted = true
+		db.opts.Logger.Info("voter has caught up", "name", f.name, "durable_lsn", f.durable.String())
+	}
+	m.advance()
+	if m.changed != nil {
+		m.signal()
+	}
+	end := m.degraded != 0 && m.leader && connectedVoters(m.rule, m.followers) >= Level(m.rule.Level).N()
+	m.mu.Unlock()
+	if end {
+		db.endDegraded()
+	}
+}
+
+// PeerGone says that a follower's connection has ended. What it has acknowledged goes on counting.
+func (db *DB) PeerGone(id wal.NodeID) {
+	m := &db.marks
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if f := m.followers[id]; f != nil {
+		f.connected = false
+	}
+	m.signal()
+}
+
+// FollowMark takes over what the upstream says: its committed mark, and its log time in unix
+// milliseconds. Readers see what is applied up to that mark.
+func (db *DB) FollowMark(committed wal.LSN, leaderTime int64) error {
+	db.clock.observe(leaderTime)
+	m := &db.marks
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.leader {
+		return errors.New("engine: a leader was told a committed mark")
+	}
+	m.told = max(m.told, committed)
+	m.advance()
+	return nil
+}
+
+// Fence stops writes at once because a higher epoch exists, and persists that before it returns.
+func (db *DB) Fence(e wal.Epoch) error {
+	if e <= db.log.Epoch() {
+		return nil
+	}
+	if !db.follower.Load() {
+		db.fenced.Store(uint32(e))
+		db.opts.Logger.Warn("fenced", "by_epoch", e.String(), "own_epoch", db.log.Epoch().String())
+	}
+	return db.log.Promise(e)
+}
+
+// admit holds a write back while its rule cannot be met or too much is unconfirmed. Nothing has
+// been written when it returns an error.
+func (db *DB) admit(ctx context.Context, c *commit, deadline time.Time) error {
+	if err := db.refuse(c); err != nil {
+		return err
+	}
+	m := &db.marks
+	if c.control != nil || !Level(m.ruleLevel.Load()).synchronous() {
+		return nil
+	}
+	var degradeAt time.Time
+	for {
+		m.mu.Lock()
+		need, have := Level(m.rule.Level).N(), connectedVoters(m.rule, m.followers)
+		short := have < need && m.degraded == 0
+		full := m.indexed.Load()-m.visible.Load() > uint64(db.opts.MaxPending)
+		var changed <-chan struct{}
+		if short || full {
+			changed = m.changeLocked()
+		}
+		m.mu.Unlock()
+		tooFew := fmt.Errorf("%w: %v has %d of %d", ErrTooFewFollowers, Level(m.ruleLevel.Load()), have, need)
+		switch {
+		case !short && !full:
+			return nil
+		case short && db.opts.TooFew == Refuse:
+			return tooFew
+		case short && db.opts.TooFew == Degrade && degradeAt.IsZero():
+			degradeAt = time.Now().Add(db.opts.DegradeAfter)
+		}
+		cause := error(ErrPendingFull)
+		if short {
+			cause = tooFew
+		}
+		if err := db.waitChange(ctx, changed, deadline, degradeAt, cause); err != nil {
+			return err
+		}
+		if err := db.refuse(c); err != nil {
+			return err
+		}
+	}
+}
+
+// waitChange waits for a change of the marks, degrading when its time has come.
+func (db *DB) waitChange(ctx context.Context, changed <-chan struct{}, deadline, degradeAt time.Time, cause error) error {
+	next := deadline
+	if !degradeAt.IsZero() && (next.IsZero() || degradeAt.Before(next)) {
+		next = degradeAt
+	}
+	var alarm <-chan time.Time
+	if !next.IsZero() {
+		t := time.NewTimer(time.Until(next))
+		defer t.Stop()
+		alarm = t.C
+	}
+	select {
+	case <-changed:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", cause, ctx.Err())
+	case <-alarm:
+	}
+	if next.Equal(degradeAt) {
+		return db.beginDegraded()
+	}
+	return fmt.Errorf("%w: %w", cause, context.DeadlineExceeded)
+}
+
+// beginDegraded opens a span in which the rule is Durable, by a control record in the log.
+func (db *DB) beginDegraded() error {
+	db.roleMu.Lock()
+	defer db.roleMu.Unlock()
+	if db.closed.Load() {
+		return ErrClosed
+	}
+	if db.marks.degradedAt() != 0 {
+		return nil
+	}
+	from := db.marks.indexedLSN()
+	db.opts.Logger.Warn("commit rule degraded to durable", "rule", Level(db.marks.ruleLevel.Load()).String(), "lsn", from.String())
+	return db.appendRecord(&wal.DegradedRecord{Begin: true, From: from})
+}
+
+// endDegraded closes the span: enough voters have caught up.
+func (db *DB) endDegraded() {
+	if !db.ending.CompareAndSwap(false, true) {
+		return
+	}
+	defer db.ending.Store(false)
+	from := db.marks.degradedAt()
+	if from == 0 {
+		return
+	}
+	if err := db.appendRecord(&wal.DegradedRecord{From: from}); err != nil {
+		db.opts.Logger.Error("end of the degraded span was not recorded", "error", err)
+		return
+	}
+	db.opts.Logger.Info("commit rule holds again", "rule", Level(db.marks.ruleLevel.Load()).String())
+}

@@ -1,0 +1,370 @@
+package wal_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"shiplog/wal"
+	"shiplog/wal/waltest"
+)
+
+// small is a small database on a simulated disk, and what is known of it.
+type small struct {
+	name   string
+	world  *world
+	disk   *waltest.Disk
+	frames []wal.Frame
+	end    wal.LSN // of the log
+	window wal.LSN // damage from here on may be read as a torn tail
+}
+
+// closedSmall was closed cleanly: nothing may be cut.
+func closedSmall(t *testing.T, steps ...func(w *world) error) *small {
+	t.Helper()
+	s := buildSmall(t, "closed", steps)
+	if err := s.world.close(); err != nil {
+		t.Fatal(err)
+	}
+	s.window = s.end
+	return s
+}
+
+// killedSmall was killed after its last sync: damage to what was written since the last durable promise, or to the group
+// that holds it, cannot be told from a torn tail.
+func killedSmall(t *testing.T, steps ...func(w *world) error) *small {
+	t.Helper()
+	s := buildSmall(t, "killed", steps)
+	s.disk = s.disk.Crash(0)
+	_ = s.world.log.Close()
+	for _, f := range s.frames {
+		if f.HasPromise {
+			s.window = max(s.window, f.Promise)
+		}
+	}
+	return s
+}
+
+func buildSmall(t *testing.T, name string, steps []func(w *world) error) *small {
+	t.Helper()
+	s := &small{name: name, disk: waltest.NewDisk()}
+	s.world = newWorld(s.disk, dbDir)
+	for _, step := range append([]func(w *world) error{(*world).open, (*world).create}, steps...) {
+		if err := step(s.world); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.end = s.world.log.Head()
+	r := s.world.log.NewReader(0)
+	for r.Next() {
+		s.frames = append(s.frames, r.Frame())
+	}
+	if r.Err() != nil || len(s.frames) == 0 {
+		t.Fatal(len(s.frames), r.Err())
+	}
+	return s
+}
+
+// frameAt returns the start of the frame or segment header that holds an LSN.
+func (s *small) frameAt(at wal.LSN) wal.LSN {
+	size := wal.LSN(s.world.opts.SegmentSize)
+	start := at / size * size
+	for _, f := range s.frames {
+		if f.LSN <= at && f.LSN > start {
+			start = f.LSN
+		}
+	}
+	return start
+}
+
+func (s *small) segment(base wal.LSN) string {
+	return filepath.Join(dbDir, "log", base.String()+".seg")
+}
+
+// damage opens a damaged database and judges what the log makes of it. The damage begins at LSN at and ends before
+// to; outside of the log both are 0. It returns what happened.
+func (s *small) damage(d *waltest.Disk, at, to wal.LSN) (string, error) {
+	o := s.world.opts
+	o.FS = d
+	before := d.Files()
+	l, err := wal.Open(dbDir, &o)
+	if err != nil {
+		var c *wal.CorruptError
+		if !errors.As(err, &c) {
+			return "", fmt.Errorf("an error of no known kind: %w", err)
+		}
+		if c.Path == "" || c.Reason == "" {
+			return "", fmt.Errorf("damage without a place: %w", err)
+		}
+		after := d.Files()
+		for _, files := range []map[string][]byte{before, after} {
+			delete(files, dbDir+"/LOCK")
+			delete(files, dbDir+"/probe.tmp")
+		}
+		if !maps.EqualFunc(before, after, slices.Equal) {
+			return "", fmt.Errorf("damage was reported, and files were changed: %s", changed(before, after))
+		}
+		return "refused", nil
+	}
+	report := l.Recovery()
+	got, err := contents(l)
+	if e := l.Close(); e != nil {
+		return "", e
+	}
+	if err != nil {
+		if !errors.Is(err, &wal.CorruptError{}) && !errors.Is(err, wal.ErrIO) {
+			return "", fmt.Errorf("read: an error of no known kind: %w", err)
+		}
+		return "found on read", nil
+	}
+	whole := s.world.items
+	if len(got) == len(whole) && equalItems(got, whole) {
+		if to > at && at < s.end && !report.Cut {
+			return "", errors.New("damage was not seen")
+		}
+		return "harmless", nil
+	}
+	if len(got) > len(whole) || !equalItems(got, whole[:len(got)]) {
+		return "", fmt.Errorf("other items than were written: %+v", got)
+	}
+	switch {
+	case !report.Cut:
+		return "", fmt.Errorf("%d of %d items are missing, and no cut was reported", len(whole)-len(got), len(whole))
+	case s.frameAt(at) < s.window || report.CutFrom < s.window:
+		return "", fmt.Errorf("cut at %v, known to be durable up to %v", report.CutFrom, s.window)
+	case report.CutFrom > s.frameAt(at):
+		return "", fmt.Errorf("cut at %v, the damage is at %v", report.CutFrom, at)
+	}
+	return "cut", nil
+}
+
+func equalItems(a, b []item) bool {
+	return slices.EqualFunc(a, b, func(a, b item) bool { return a.id == b.id && a.control == b.control })
+}
+
+// tally counts outcomes and stops a test after some failures.
+type tally struct {
+	t        *testing.T
+	outcomes map[string]int
+	failed   int
+}
+
+func newTally(t *testing.T) *tally { return &tally{t: t, outcomes: map[string]int{}} }
+
+func (c *tally) add(what, outcome string, err error) {
+	c.t.Helper()
+	c.outcomes[outcome]++
+	if err != nil {
+		c.t.Errorf("%s: %v", what, err)
+		if c.failed++; c.failed >= 5 {
+			c.t.FailNow()
+		}
+	}
+}
+
+func sync1(sizes ...int) func(w *world) error {
+	return func(w *world) error { return w.append(true, sizes) }
+}
+
+func reopen(w *world) error {
+	if err := w.close(); err != nil {
+		return err
+	}
+	return w.open()
+}
+
+// tiny is a log of a few hundred bytes with frames of each kind.
+var tiny = []func(w *world) error{sync1(20), reopen, sync1(30, 0), sync1(400), (*world).epoch, sync1(10), sync1(17)}
+
+// TestEveryBit inverts each bit of a small database, in each of its files, and looks at what comes of it.
+func TestEveryBit(t *testing.T) {
+	for _, s := range []*small{closedSmall(t, tiny...), killedSmall(t, tiny...)} {
+		t.Run(s.name, func(t *testing.T) {
+			c := newTally(t)
+			for name, p := range s.disk.Files() {
+				log := name == s.segment(0)
+				for off := range p {
+					if log && wal.LSN(off) > s.end+64 && off%4099 != 0 {
+						continue // zeros like those before
+					}
+					for bit := range 8 {
+						d := s.disk.Kill()
+						if err := d.Flip(name, int64(off), 1<<bit); err != nil {
+							t.Fatal(err)
+						}
+						at, to := wal.LSN(0), wal.LSN(0)
+						if log {
+							at, to = wal.LSN(off), wal.LSN(off+1)
+						}
+						outcome, err := s.damage(d, at, to)
+						c.add(fmt.Sprintf("%s: byte %d, bit %d", name, off, bit), outcome, err)
+						if outcome == "cut" && s.name == "closed" {
+							t.Errorf("%s: byte %d, bit %d: cut", name, off, bit)
+						}
+					}
+				}
+			}
+			t.Log(c.outcomes)
+		})
+	}
+}
+
+// TestEveryLength gives the segment file of a small database each length, and each other file too.
+func TestEveryLength(t *testing.T) {
+	for _, s := range []*small{closedSmall(t, tiny...), killedSmall(t, tiny...)} {
+		t.Run(s.name, func(t *testing.T) {
+			c := newTally(t)
+			for name, p := range s.disk.Files() {
+				for n := range p {
+					log := name == s.segment(0)
+					if wal.LSN(n) > s.end+64 && n%997 != 0 {
+						continue
+					}
+					d := s.disk.Kill()
+					if err := d.TruncateFile(name, int64(n)); err != nil {
+						t.Fatal(err)
+					}
+					at, to := wal.LSN(0), wal.LSN(0)
+					if log && wal.LSN(n) < s.end {
+						at, to = wal.LSN(n), s.end
+						for int(at) < len(p) && p[at] == 0 {
+							at++ // what reads as before is not damaged
+						}
+					}
+					outcome, err := s.damage(d, at, to)
+					c.add(fmt.Sprintf("%s: %d bytes left", name, n), outcome, err)
+				}
+			}
+			t.Log(c.outcomes)
+		})
+	}
+}
+
+// medium is a log of three segments.
+var medium = []func(w *world) error{
+	sync1(30_000), sync1(100, 20_000), reopen, sync1(40_000, 1), (*world).epoch, sync1(30_000), sync1(10), sync1(22_000),
+	sync1(7), sync1(12),
+}
+
+// TestDamagedBlocks zeroes sectors, swaps blocks, and inverts bits here and there in a log of several segments.
+func TestDamagedBlocks(t *testing.T) {
+	for _, s := range []*small{closedSmall(t, medium...), killedSmall(t, medium...)} {
+		t.Run(s.name, func(t *testing.T) {
+			c := newTally(t)
+			size := s.world.opts.SegmentSize
+			for base := wal.LSN(0); base < s.end; base += wal.LSN(size) {
+				name := s.segment(base)
+				p, err := s.disk.ReadFile(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				overwrite := func(what string, changes map[int][]byte) {
+					d := s.disk.Kill()
+					at, to := wal.LSN(1<<63), wal.LSN(0)
+					for off, b := range changes {
+						for i := range b {
+							if b[i] != p[off+i] {
+								at, to = min(at, base+wal.LSN(off+i)), max(to, base+wal.LSN(off+i+1))
+							}
+						}
+						if err := d.Overwrite(name, int64(off), b); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if to == 0 {
+						return // the same bytes
+					}
+					outcome, err := s.damage(d, at, to)
+					c.add(fmt.Sprintf("%s: %s", name, what), outcome, err)
+				}
+				for off := 0; off < len(p); off += 512 {
+					overwrite(fmt.Sprintf("sector at %d is zero", off), map[int][]byte{off: make([]byte, 512)})
+				}
+				for off := 37; off < len(p); off += 997 {
+					overwrite(fmt.Sprintf("bit at %d", off), map[int][]byte{off: {p[off] ^ 1<<(off%8)}})
+				}
+				for a := 0; a+4096 <= len(p); a += 4096 {
+					for b := a + 4096; b+4096 <= len(p); b += 3 * 4096 {
+						overwrite(fmt.Sprintf("blocks at %d and %d change places", a, b), map[int][]byte{a: p[b : b+4096], b: p[a : a+4096]})
+					}
+				}
+			}
+			t.Log(c.outcomes)
+		})
+	}
+}
+
+// TestDamagedDirectory loses, renames, doubles and mixes files.
+func TestDamagedDirectory(t *testing.T) {
+	s := closedSmall(t, medium...)
+	other := closedSmall(t, medium...)
+	size := wal.LSN(s.world.opts.SegmentSize)
+	first, second, third := s.segment(0), s.segment(size), s.segment(2*size)
+	read := func(s *small, name string) []byte {
+		p, err := s.disk.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	for _, c := range []struct {
+		name   string
+		damage func(d *waltest.Disk) error
+		want   error
+	}{
+		{"the last segment is missing", func(d *waltest.Disk) error { return d.Remove(third) }, &wal.CorruptError{}},
+		{"a segment in the middle is missing", func(d *waltest.Disk) error { return d.Remove(second) }, &wal.CorruptError{}},
+		{"all segments are missing", func(d *waltest.Disk) error {
+			return errors.Join(d.Remove(first), d.Remove(second), d.Remove(third))
+		}, &wal.CorruptError{}},
+		{"the directory of segments is missing", func(d *waltest.Disk) error {
+			return d.Rename(filepath.Dir(first), dbDir+"/lost")
+		}, &wal.CorruptError{}},
+		{"a segment under another's name", func(d *waltest.Disk) error { return d.WriteFile(second, read(s, first)) }, &wal.CorruptError{}},
+		{"a segment twice, behind the end", func(d *waltest.Disk) error { return d.WriteFile(s.segment(3*size), read(s, second)) }, &wal.CorruptError{}},
+		{"a segment of another database", func(d *waltest.Disk) error { return d.WriteFile(second, read(other, second)) }, wal.ErrDatabase},
+		{"all segments of another database", func(d *waltest.Disk) error {
+			return errors.Join(d.WriteFile(first, read(other, first)), d.WriteFile(second, read(other, second)), d.WriteFile(third, read(other, third)))
+		}, wal.ErrDatabase},
+		{"a file of zeros behind the end", func(d *waltest.Disk) error { return d.WriteFile(s.segment(3*size), make([]byte, 1000)) }, nil},
+		{"an empty file behind the end", func(d *waltest.Disk) error { return d.WriteFile(s.segment(3*size), nil) }, nil},
+		{"a file with a strange name", func(d *waltest.Disk) error { return d.WriteFile(dbDir+"/log/notes.txt", []byte("x")) }, nil},
+		{"a segment header of the next version", func(d *waltest.Disk) error {
+			p := read(s, third)
+			p[8]++
+			return d.WriteFile(third, resum(p))
+		}, wal.ErrVersion},
+		{"the node file is missing", func(d *waltest.Disk) error { return d.Remove(dbDir + "/node") }, nil},
+		{"the mark file is missing", func(d *waltest.Disk) error { return d.Remove(dbDir + "/mark") }, nil},
+	} {
+		d := s.disk.Kill()
+		if err := c.damage(d); err != nil {
+			t.Fatal(err)
+		}
+		before := d.Files()
+		o := s.world.opts
+		o.FS = d
+		l, err := wal.Open(dbDir, &o)
+		if (c.want == nil) != (err == nil) || !errors.Is(err, c.want) {
+			t.Errorf("%s: got %v, want %v", c.name, err, c.want)
+		}
+		if err != nil {
+			after := d.Files()
+			for name := range before {
+				if filepath.Dir(name) == filepath.Dir(first) && !slices.Equal(before[name], after[name]) {
+					t.Errorf("%s: %s was changed", c.name, name)
+				}
+			}
+			continue
+		}
+		if got, err := contents(l); err != nil || !equalItems(got, s.world.items) {
+			t.Errorf("%s: %d items, want %d, %v", c.name, len(got), len(s.world.items), err)
+		}
+		if err := l.Close(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
