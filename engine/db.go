@@ -152,10 +152,14 @@ func (db *DB) becomeLeader(asked *Options) error {
 		if promised := db.log.Promised(); promised > last.Epoch {
 			return fmt.Errorf("%w: this node has promised epoch %v", ErrFenced, promised)
 		}
-		if err := db.checkRule(asked); err != nil {
+		clean = db.log.Recovery().Clean
+		if db.marks.rule.Level == 0 {
+			// The crash came between the first header and the first epoch record: the database is as good as new.
+			db.setRule(db.newRule())
+			clean = false
+		} else if err := db.checkRule(asked); err != nil {
 			return err
 		}
-		clean = db.log.Recovery().Clean
 	}
 	m := &db.marks
 	end := m.indexedLSN()
