@@ -72,6 +72,9 @@ func newSession(l *Leader, c *conn, j *Join, start wal.LSN) *session {
 	s.sent.Store(uint64(start))
 	s.acked.Received = min(start, j.End)
 	s.eager.Store(j.Role == RoleVoter)
+	if limit := s.limit(); start >= limit {
+		s.reaches(limit) // the first acknowledgement may come before the first step
+	}
 	return s
 }
 
@@ -208,6 +211,9 @@ func (s *session) step(beat bool) (more bool, err error) {
 	if s.voter.Load() && limit < sent {
 		return false, &Error{Code: CodeInternal, Text: fmt.Sprintf("the upstream's log was cut back to %s", limit)}
 	}
+	if limit <= sent+wal.LSN(s.message) {
+		s.reaches(limit)
+	}
 	if sent < limit {
 		if limit-sent <= smallData {
 			err = s.sendSmall(sent, limit, beat)
@@ -216,11 +222,6 @@ func (s *session) step(beat bool) (more bool, err error) {
 		}
 		return true, err
 	}
-	s.mu.Lock()
-	if !s.caughtUp {
-		s.caughtUp, s.admitAt = true, limit
-	}
-	s.mu.Unlock()
 	if s.markDue(beat) {
 		s.buf = s.c.appendMessage(s.buf[:0], s.mark(sent, limit))
 		return false, s.sendBuf()
@@ -229,6 +230,16 @@ func (s *session) step(beat bool) (more bool, err error) {
 		return false, refuse(CodeShutdown, "")
 	}
 	return false, nil
+}
+
+// reaches notes that the follower is being sent, for the first time, everything that it may be sent. It is noted
+// before the last of it goes out, so that the acknowledgement finds it.
+func (s *session) reaches(limit wal.LSN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.caughtUp {
+		s.caughtUp, s.admitAt = true, limit
+	}
 }
 
 // markDue reports whether the follower is to be told a mark. sendMu is held.
