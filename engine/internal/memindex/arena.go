@@ -27,7 +27,8 @@ const (
 //	+--------+--------+----------------------+
 //
 //	meta, low bits first: 32 address of the next older version, 17 key length,
-//	8 shard, 2 kind, 1 queued for pruning
+//	8 shard, 2 kind, 1 queued for pruning, 1 set only if there is exactly one
+//	older version
 //
 // Keys are packed as big-endian words, padded with zeros, so that words
 // compare as the bytes do, on any machine and without unsafe.
@@ -42,6 +43,7 @@ const (
 	kindShift  = 57
 	kindMask   = 3
 	queuedBit  = 1 << 59
+	pairBit    = 1 << 60
 	keyWords0  = 2 // first word of the key
 )
 

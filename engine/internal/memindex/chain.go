@@ -54,9 +54,16 @@ func (t *Table) addVersion(addr uint32, ref uint64, k Kind) {
 		var v uint32
 		switch {
 		case oldRef < floor && old != 0:
-			v = old // all behind the old newest version is unneeded: use its memory
-			if rest := metaPrev(sp.node(v)[1]); rest != 0 {
-				t.arena.free.putChain(sp, rest)
+			// All behind the old newest version is unneeded. Its memory is
+			// cold, so it is left for the next overwrite, which touches it
+			// early; this one uses what the last one left.
+			if m&pairBit == 0 {
+				t.arena.free.putChain(sp, metaPrev(sp.node(old)[1]))
+			}
+			if v = t.reserve; v == 0 {
+				v = old
+			} else {
+				t.reserve = old
 			}
 			old = 0
 		default:
@@ -66,6 +73,9 @@ func (t *Table) addVersion(addr uint32, ref uint64, k Kind) {
 				m |= t.draw(addr, ref, m)
 			}
 		}
+		if m &^= pairBit; old == 0 {
+			m |= pairBit
+		}
 		vw := sp.node(v)
 		vw[0], vw[1] = oldRef, uint64(metaKind(m))<<kindShift|uint64(old)
 		old = v
@@ -74,6 +84,16 @@ func (t *Table) addVersion(addr uint32, ref uint64, k Kind) {
 		m |= t.draw(addr, ref, m)
 	}
 	setHead(w, ref, withKind(withPrev(m, old), k))
+}
+
+// touch fetches the reserved version node into the cache. The store is not
+// waited for, so the miss overlaps with those of the lookup that follows.
+func (t *Table) touch() {
+	if t.reserve != 0 {
+		t.arena.space.node(t.reserve)[0] = 0
+	} else {
+		t.reserve = t.newVersion()
+	}
 }
 
 // newVersion allocates a version node.
@@ -100,7 +120,7 @@ func (t *Table) addOlder(w []uint64, addr uint32, ref uint64, k Kind) {
 	}
 	v := t.newVersion()
 	sp := t.arena.space
-	atomic.StoreUint64(&w[1], w[1]|t.draw(addr, w[0], w[1]))
+	atomic.StoreUint64(&w[1], w[1]&^pairBit|t.draw(addr, w[0], w[1]))
 	for newer := w; ; {
 		next := metaPrev(newer[1])
 		if next != 0 {

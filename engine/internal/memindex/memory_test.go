@@ -117,9 +117,9 @@ func TestSnapshotMemoryComesBack(t *testing.T) {
 
 // TestManyLeaves grows the tree to several branches and shrinks it again.
 func TestManyLeaves(t *testing.T) {
-	n := uint64(600_000)
+	n := uint64(300_000) // ascending, a branch covers 262,144
 	if testing.Short() {
-		n = 300_000
+		n = 30_000
 	}
 	for _, odd := range []uint64{1, 0x9E3779B97F4A7C15} {
 		t.Run(fmt.Sprintf("step=%d", odd), func(t *testing.T) {

@@ -62,6 +62,7 @@ type Table struct {
 
 	// The writer's own.
 	lastNew uint64 // first version of the newest key
+	reserve uint32 // a free version node, or 0
 	queue   queue
 	debt    int // versions and deletes since the last pruning
 	job     job
@@ -99,6 +100,7 @@ func (t *Table) Insert(key []byte, ref uint64, k Kind) {
 	id, tag := split(t.hash(key))
 	s := &t.shards[id]
 	s.mu.Lock()
+	t.touch()
 	addr := s.find(t.arena.space, tag, key)
 	if addr != 0 {
 		t.addVersion(addr, ref, k)
