@@ -143,7 +143,7 @@ func (d *dumper) frame(f wal.Frame, raw []byte) error {
 		if err != nil {
 			return fmt.Errorf("frame at %v: %w", f.LSN, err)
 		}
-		line.Control, line.ControlTag = c, controlName(c)
+		line.Control, line.ControlTag = describeControl(c)
 	}
 	if d.json != nil {
 		return d.json.Encode(line)
@@ -178,23 +178,41 @@ func flagNames(flags wal.Flags) string {
 	return strings.Join(names, ",")
 }
 
-func controlName(c wal.Control) string {
+// fields are what a control record says, by name.
+type fields map[string]any
+
+func describeControl(c wal.Control) (fields, string) {
 	switch c := c.(type) {
 	case *wal.EpochRecord:
-		return "epoch"
+		return fields{"epoch": c.Epoch.String(), "start": c.Start.String(), "leader": c.Leader.String(), "history_id": c.History.String(), "rule": describeRule(c.Rule)}, "epoch"
 	case *wal.TailRecord:
-		return "tail"
+		history := []fields{}
+		for _, h := range c.History {
+			history = append(history, fields{"epoch": h.Epoch.String(), "start": h.Start.String(), "leader": h.Leader.String(), "history_id": h.ID.String()})
+		}
+		return fields{
+			"tail": c.Tail.String(), "history": history, "rule": describeRule(c.Rule), "format_level": c.FormatLevel,
+			"degraded_from": c.DegradedFrom.String(), "clock_floor": stamp(c.ClockFloor),
+		}, "tail"
 	case *wal.RuleRecord:
-		return "rule"
+		return describeRule(c.Rule), "rule"
 	case *wal.DegradedRecord:
 		if c.Begin {
-			return "degraded-begin"
+			return fields{"from": c.From.String()}, "degraded-begin"
 		}
-		return "degraded-end"
+		return fields{"from": c.From.String()}, "degraded-end"
 	case *wal.FormatRecord:
-		return "format"
+		return fields{"level": c.Level}, "format"
 	}
-	return "unknown"
+	return nil, "unknown"
+}
+
+func describeRule(r wal.Rule) fields {
+	voters := []fields{}
+	for _, v := range r.Voters {
+		voters = append(voters, fields{"id": v.ID.String(), "name": v.Name, "addr": v.Addr})
+	}
+	return fields{"commit": engine.Level(r.Level).String(), "first": r.First, "voters": voters}
 }
 
 // records prints the records that begin in a frame.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -18,7 +19,6 @@ type verdict struct {
 	Head     uint64    `json:"head_lsn"`
 	Frames   int64     `json:"frames"`
 	Digest   string    `json:"digest,omitempty"`
-	Torn     uint64    `json:"torn_bytes,omitempty"` // behind the head: never durable, cut at the next start
 	Problems []problem `json:"problems,omitempty"`
 }
 
@@ -114,29 +114,96 @@ func (v *verdict) read(ctx context.Context, dir string) error {
 		return wal.ErrNoDatabase
 	}
 	v.Tail, v.Head = uint64(log.Tail()), uint64(log.Head())
+	c := chain{log: log, segment: wal.LSN(log.SegmentSize())}
 	r := log.NewReader(log.Tail())
 	defer r.Close()
 	for r.Next() {
 		v.Frames++
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if err := errors.Join(ctx.Err(), c.frame(r.Frame())); err != nil {
+			return err
 		}
 	}
 	if err := r.Err(); err != nil {
 		return err
 	}
-	if r.End() != log.Head() {
-		return fmt.Errorf("the frames end at LSN %v, the log at %v", r.End(), log.Head())
-	}
-	return v.chain(log)
-}
-
-// chain compares the digest that each header claims with the one that the bytes before it give.
-func (v *verdict) chain(log *wal.Log) error {
-	d, err := log.DigestAt(log.Head())
-	if err != nil {
+	if err := c.reach(log.Head()); err != nil {
 		return err
 	}
-	v.Digest = d.String()
+	v.Digest = digestString(c.digest)
+	d, err := log.DigestAt(log.Head())
+	if err == nil && d != c.digest {
+		err = fmt.Errorf("the digest at LSN %v is %v, the frames give %v", log.Head(), d, c.digest)
+	}
+	return err
+}
+
+// chain computes the digest of a log from its headers, frames and seals, as wal/FORMAT.md defines it, and compares it
+// with the one that each segment header carries.
+type chain struct {
+	log     *wal.Log
+	segment wal.LSN // size
+	at      wal.LSN // everything before is in digest
+	digest  wal.Digest
+	begun   bool
+}
+
+func (c *chain) frame(f wal.Frame) error {
+	if err := c.reach(f.LSN); err != nil {
+		return err
+	}
+	c.step(uint64(f.Checksum))
+	c.at = f.End()
 	return nil
+}
+
+// reach takes in the seals and headers between the last frame and lsn, which the reader steps over.
+func (c *chain) reach(lsn wal.LSN) error {
+	if !c.begun {
+		c.at, c.begun = c.log.Tail(), true
+		if err := c.header(true); err != nil {
+			return err
+		}
+	}
+	for c.at < lsn {
+		var seal [8]byte
+		if _, err := c.log.ReadAt(seal[:], c.at); err != nil {
+			return err
+		}
+		c.step(binary.LittleEndian.Uint64(seal[:]))
+		c.at = c.at&^(c.segment-1) + c.segment
+		if c.at == c.log.Head() {
+			return nil // sealed, and the next segment is not begun
+		}
+		if err := c.header(false); err != nil {
+			return err
+		}
+	}
+	if c.at != lsn {
+		return fmt.Errorf("the frame before LSN %v ends at LSN %v", lsn, c.at)
+	}
+	return nil
+}
+
+// header checks the segment header at c.at. The first one's digest is taken as it is.
+func (c *chain) header(first bool) error {
+	var p [wal.HeaderSize]byte
+	if _, err := c.log.ReadAt(p[:], c.at); err != nil {
+		return err
+	}
+	claimed := wal.Digest(binary.LittleEndian.Uint64(p[96:]))
+	if first {
+		c.digest = claimed
+	} else if claimed != c.digest {
+		return fmt.Errorf("the segment header at LSN %v carries digest %v, what is before it gives %v", c.at, claimed, c.digest)
+	}
+	c.step(binary.LittleEndian.Uint64(p[120:]))
+	c.at += wal.HeaderSize
+	return nil
+}
+
+func (c *chain) step(checksum uint64) {
+	x := uint64(c.digest) ^ checksum
+	x = (x ^ x>>30) * 0xBF58476D1CE4E5B9
+	x = (x ^ x>>27) * 0x94D049BB133111EB
+	c.digest = wal.Digest((x ^ x>>31) + 0x9E3779B97F4A7C15)
 }
