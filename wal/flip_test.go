@@ -1,9 +1,9 @@
 package wal_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -17,9 +17,10 @@ type small struct {
 	name   string
 	world  *world
 	disk   *waltest.Disk
+	files  map[string][]byte // on disk
 	frames []wal.Frame
 	end    wal.LSN // of the log
-	window wal.LSN // damage from here on may be read as a torn tail
+	marked wal.LSN // what the mark file, or the note of a clean close, says
 }
 
 // closedSmall was closed cleanly: nothing may be cut.
@@ -29,22 +30,19 @@ func closedSmall(t *testing.T, steps ...func(w *world) error) *small {
 	if err := s.world.close(); err != nil {
 		t.Fatal(err)
 	}
-	s.window = s.end
+	s.marked = s.end
+	s.files = s.disk.Files()
 	return s
 }
 
-// killedSmall was killed after its last sync: damage to what was written since the last durable promise, or to the group
-// that holds it, cannot be told from a torn tail.
+// killedSmall lost power after its last sync: damage that nothing behind it speaks against cannot be told from a torn
+// tail.
 func killedSmall(t *testing.T, steps ...func(w *world) error) *small {
 	t.Helper()
 	s := buildSmall(t, "killed", steps)
 	s.disk = s.disk.Crash(0)
 	_ = s.world.log.Close()
-	for _, f := range s.frames {
-		if f.HasPromise {
-			s.window = max(s.window, f.Promise)
-		}
-	}
+	s.files = s.disk.Files()
 	return s
 }
 
@@ -55,6 +53,9 @@ func buildSmall(t *testing.T, name string, steps []func(w *world) error) *small 
 	for _, step := range append([]func(w *world) error{(*world).open, (*world).create}, steps...) {
 		if err := step(s.world); err != nil {
 			t.Fatal(err)
+		}
+		if r := s.world.log.Recovery(); r.Clean {
+			s.marked = r.End // by the last close
 		}
 	}
 	s.end = s.world.log.Head()
@@ -80,32 +81,47 @@ func (s *small) frameAt(at wal.LSN) wal.LSN {
 	return start
 }
 
+// window returns where damage that is not below a mark may begin to be read as a torn tail: behind the last promise of a
+// frame that is whole.
+func (s *small) window(at, to wal.LSN) wal.LSN {
+	w := s.marked
+	for _, f := range s.frames {
+		if f.HasPromise && (f.End() <= at || f.LSN >= to) {
+			w = max(w, f.Promise)
+		}
+	}
+	return w
+}
+
 func (s *small) segment(base wal.LSN) string {
 	return filepath.Join(dbDir, "log", base.String()+".seg")
 }
 
-// damage opens a damaged database and judges what the log makes of it. The damage begins at LSN at and ends before
-// to; outside of the log both are 0. It returns what happened.
-func (s *small) damage(d *waltest.Disk, at, to wal.LSN) (string, error) {
+// damage gives the database other files in place of its own, opens it, and judges what the log makes of it. The damage
+// to the log begins at LSN at and ends before to; elsewhere both are 0. It returns what happened.
+func (s *small) damage(other map[string][]byte, at, to wal.LSN) (string, error) {
+	d := s.disk.Kill()
+	for name, p := range other {
+		if err := d.WriteFile(name, p); err != nil {
+			return "", err
+		}
+	}
 	o := s.world.opts
 	o.FS = d
-	before := d.Files()
 	l, err := wal.Open(dbDir, &o)
 	if err != nil {
 		var c *wal.CorruptError
-		if !errors.As(err, &c) {
-			return "", fmt.Errorf("an error of no known kind: %w", err)
+		if !errors.As(err, &c) || c.Path == "" || c.Reason == "" {
+			return "", fmt.Errorf("an error of no known kind, or without a place: %w", err)
 		}
-		if c.Path == "" || c.Reason == "" {
-			return "", fmt.Errorf("damage without a place: %w", err)
-		}
-		after := d.Files()
-		for _, files := range []map[string][]byte{before, after} {
-			delete(files, dbDir+"/LOCK")
-			delete(files, dbDir+"/probe.tmp")
-		}
-		if !maps.EqualFunc(before, after, slices.Equal) {
-			return "", fmt.Errorf("damage was reported, and files were changed: %s", changed(before, after))
+		for name, p := range d.Files() {
+			want, ok := other[name]
+			if !ok {
+				want = s.files[name]
+			}
+			if !bytes.Equal(p, want) {
+				return "", fmt.Errorf("damage was reported, and %s was changed", name)
+			}
 		}
 		return "refused", nil
 	}
@@ -122,23 +138,51 @@ func (s *small) damage(d *waltest.Disk, at, to wal.LSN) (string, error) {
 	}
 	whole := s.world.items
 	if len(got) == len(whole) && equalItems(got, whole) {
-		if to > at && at < s.end && !report.Cut {
-			return "", errors.New("damage was not seen")
+		if to <= at || at >= s.end || report.Cut {
+			return "harmless", nil
 		}
-		return "harmless", nil
+		if err := s.copyOut(d, at); err != nil {
+			return "", err
+		}
+		return "found by a follower", nil
 	}
 	if len(got) > len(whole) || !equalItems(got, whole[:len(got)]) {
 		return "", fmt.Errorf("other items than were written: %+v", got)
 	}
-	switch {
+	switch window := s.window(at, to); {
+	case s.frameAt(at) < window || report.End < window:
+		return "", fmt.Errorf("cut at %v, known to be durable up to %v", report.End, window)
 	case !report.Cut:
-		return "", fmt.Errorf("%d of %d items are missing, and no cut was reported", len(whole)-len(got), len(whole))
-	case s.frameAt(at) < s.window || report.CutFrom < s.window:
-		return "", fmt.Errorf("cut at %v, known to be durable up to %v", report.CutFrom, s.window)
+		return "ends sooner", nil
 	case report.CutFrom > s.frameAt(at):
 		return "", fmt.Errorf("cut at %v, the damage is at %v", report.CutFrom, at)
 	}
 	return "cut", nil
+}
+
+// copyOut copies a log whose damage no reader meets, as to a follower, which must refuse it there.
+func (s *small) copyOut(d *waltest.Disk, at wal.LSN) error {
+	o := s.world.opts
+	o.FS = d
+	from, err := wal.Open(dbDir, &o)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	o.FS = waltest.NewDisk()
+	to, err := wal.Open(dbDir, &o)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	p := make([]byte, from.Head())
+	if _, err := from.ReadAt(p, 0); err != nil {
+		return err
+	}
+	if n, err := to.AppendRaw(0, p); !errors.Is(err, wal.ErrInvalid) || wal.LSN(n) > at {
+		return fmt.Errorf("damage at %v was not seen; a follower took %d bytes: %w", at, n, err)
+	}
+	return nil
 }
 
 func equalItems(a, b []item) bool {
@@ -184,25 +228,23 @@ func TestEveryBit(t *testing.T) {
 	for _, s := range []*small{closedSmall(t, tiny...), killedSmall(t, tiny...)} {
 		t.Run(s.name, func(t *testing.T) {
 			c := newTally(t)
-			for name, p := range s.disk.Files() {
+			for name, p := range s.files {
 				log := name == s.segment(0)
 				for off := range p {
-					if log && wal.LSN(off) > s.end+64 && off%4099 != 0 {
+					if log && wal.LSN(off) > s.end+64 && off%4099 != 0 || !log && off%4096 > 128 && off%509 != 0 {
 						continue // zeros like those before
 					}
 					for bit := range 8 {
-						d := s.disk.Kill()
-						if err := d.Flip(name, int64(off), 1<<bit); err != nil {
-							t.Fatal(err)
-						}
+						q := bytes.Clone(p)
+						q[off] ^= 1 << bit
 						at, to := wal.LSN(0), wal.LSN(0)
 						if log {
 							at, to = wal.LSN(off), wal.LSN(off+1)
 						}
-						outcome, err := s.damage(d, at, to)
+						outcome, err := s.damage(map[string][]byte{name: q}, at, to)
 						c.add(fmt.Sprintf("%s: byte %d, bit %d", name, off, bit), outcome, err)
-						if outcome == "cut" && s.name == "closed" {
-							t.Errorf("%s: byte %d, bit %d: cut", name, off, bit)
+						if outcome == "cut" && s.name == "closed" || outcome == "ends sooner" {
+							t.Errorf("%s: byte %d, bit %d: %s", name, off, bit, outcome)
 						}
 					}
 				}
@@ -212,20 +254,32 @@ func TestEveryBit(t *testing.T) {
 	}
 }
 
+// TestFirstHeader inverts each bit of the only header of a log that lost power before its first mark was written: that
+// there was a log is known, so its file must not be taken for one that never was a segment.
+func TestFirstHeader(t *testing.T) {
+	s := killedSmall(t, sync1(20), sync1(30))
+	name, c := s.segment(0), newTally(t)
+	for bit := range 8 * wal.HeaderSize {
+		p := bytes.Clone(s.files[name])
+		p[bit/8] ^= 1 << (bit % 8)
+		outcome, err := s.damage(map[string][]byte{name: p}, wal.LSN(bit/8), wal.LSN(bit/8+1))
+		if err == nil && outcome != "refused" {
+			err = errors.New(outcome)
+		}
+		c.add(fmt.Sprintf("bit %d", bit), outcome, err)
+	}
+}
+
 // TestEveryLength gives the segment file of a small database each length, and each other file too.
 func TestEveryLength(t *testing.T) {
 	for _, s := range []*small{closedSmall(t, tiny...), killedSmall(t, tiny...)} {
 		t.Run(s.name, func(t *testing.T) {
 			c := newTally(t)
-			for name, p := range s.disk.Files() {
+			for name, p := range s.files {
 				for n := range p {
 					log := name == s.segment(0)
-					if wal.LSN(n) > s.end+64 && n%997 != 0 {
+					if log && wal.LSN(n) > s.end+64 && n%997 != 0 || !log && n%4096 > 128 && n%509 != 0 {
 						continue
-					}
-					d := s.disk.Kill()
-					if err := d.TruncateFile(name, int64(n)); err != nil {
-						t.Fatal(err)
 					}
 					at, to := wal.LSN(0), wal.LSN(0)
 					if log && wal.LSN(n) < s.end {
@@ -234,7 +288,7 @@ func TestEveryLength(t *testing.T) {
 							at++ // what reads as before is not damaged
 						}
 					}
-					outcome, err := s.damage(d, at, to)
+					outcome, err := s.damage(map[string][]byte{name: p[:n]}, at, to)
 					c.add(fmt.Sprintf("%s: %d bytes left", name, n), outcome, err)
 				}
 			}
@@ -257,12 +311,9 @@ func TestDamagedBlocks(t *testing.T) {
 			size := s.world.opts.SegmentSize
 			for base := wal.LSN(0); base < s.end; base += wal.LSN(size) {
 				name := s.segment(base)
-				p, err := s.disk.ReadFile(name)
-				if err != nil {
-					t.Fatal(err)
-				}
+				p := s.files[name]
 				overwrite := func(what string, changes map[int][]byte) {
-					d := s.disk.Kill()
+					q := bytes.Clone(p)
 					at, to := wal.LSN(1<<63), wal.LSN(0)
 					for off, b := range changes {
 						for i := range b {
@@ -270,14 +321,12 @@ func TestDamagedBlocks(t *testing.T) {
 								at, to = min(at, base+wal.LSN(off+i)), max(to, base+wal.LSN(off+i+1))
 							}
 						}
-						if err := d.Overwrite(name, int64(off), b); err != nil {
-							t.Fatal(err)
-						}
+						copy(q[off:], b)
 					}
 					if to == 0 {
 						return // the same bytes
 					}
-					outcome, err := s.damage(d, at, to)
+					outcome, err := s.damage(map[string][]byte{name: q}, at, to)
 					c.add(fmt.Sprintf("%s: %s", name, what), outcome, err)
 				}
 				for off := 0; off < len(p); off += 512 {
@@ -303,13 +352,7 @@ func TestDamagedDirectory(t *testing.T) {
 	other := closedSmall(t, medium...)
 	size := wal.LSN(s.world.opts.SegmentSize)
 	first, second, third := s.segment(0), s.segment(size), s.segment(2*size)
-	read := func(s *small, name string) []byte {
-		p, err := s.disk.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
+	read := func(s *small, name string) []byte { return bytes.Clone(s.files[name]) }
 	for _, c := range []struct {
 		name   string
 		damage func(d *waltest.Disk) error

@@ -251,17 +251,19 @@ func (l *Log) found(h *Header) error {
 	if err := errors.Join(l.opts.FS.SyncDir(l.dir), syncAbove(l.opts.FS, l.dir)); err != nil {
 		return fmt.Errorf("make log directory: %w", err)
 	}
-	l.nodeMu.Lock()
-	l.node.database = h.Database
-	err := l.node.save()
-	l.nodeMu.Unlock()
-	if err != nil {
-		return err
-	}
 	l.cur = cursor{at: h.Base, digest: h.Digest}
 	l.history.Store(&[]HistoryEntry{{Epoch: h.Epoch, Start: h.Base, ID: h.History, Leader: h.Leader}})
 	if err := l.beginSegment(h); err != nil {
 		return err
+	}
+	// The header first: a node file that names a database says that there is one.
+	if err := l.tipFile.file.Datasync(); err != nil {
+		return l.poisonWith(fmt.Errorf("sync segment: %w", err))
+	}
+	l.nodeMu.Lock()
+	defer l.nodeMu.Unlock()
+	if err := l.bindDatabase(h.Database); err != nil {
+		return l.poisonWith(err)
 	}
 	l.durable.Store(uint64(h.Base))
 	return nil

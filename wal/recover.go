@@ -29,6 +29,9 @@ func (l *Log) open() (last mark, err error) {
 	if len(segs) == 0 {
 		return last, l.openEmpty(stray)
 	}
+	if err := l.bindDatabase(segs[0].header.Database); err != nil {
+		return last, err
+	}
 	size := segs[0].header.SegmentSize
 	l.segs.Store(&segList{segs: segs, size: size})
 	l.head.Store(uint64(segs[len(segs)-1].end())) // for reads during recovery
@@ -44,7 +47,7 @@ func (l *Log) open() (last mark, err error) {
 		return last, s.err
 	}
 	// 6. Torn or corrupt.
-	if err := l.judge(segs, s, last); err != nil {
+	if err := l.judge(segs, stray, s, last); err != nil {
 		return last, err
 	}
 	if err := l.loadHistory(segs, s); err != nil {
@@ -253,7 +256,17 @@ func (l *Log) fits(s *segment, base LSN, before []*segment) error {
 	return nil
 }
 
-// openEmpty opens a directory that has no segments. A mark that says otherwise is the trace of lost ones.
+// bindDatabase notes in the node file whose log the directory holds.
+func (l *Log) bindDatabase(id DatabaseID) error {
+	if l.opts.ReadOnly || l.node.database == id {
+		return nil
+	}
+	l.node.database = id
+	return l.node.save()
+}
+
+// openEmpty opens a directory that has no segments. A mark or a node file that says otherwise is the trace of lost ones:
+// the first header is durable before the node file names the database.
 func (l *Log) openEmpty(stray []string) error {
 	if m, ok, err := loadMark(l.opts.FS, l.dir, l.node.database); err != nil {
 		return err
@@ -262,6 +275,14 @@ func (l *Log) openEmpty(stray []string) error {
 	}
 	if l.node.clean != noLSN && l.node.clean > 0 {
 		return &CorruptError{Path: l.segDir(), LSN: 0, Reason: fmt.Sprintf("no segments, but the log was closed at %v", l.node.clean)}
+	}
+	if id := l.node.database; !id.IsZero() {
+		path := l.segDir()
+		if len(stray) > 0 {
+			path = stray[0]
+		}
+		base, _ := parseSegmentName(filepath.Base(path))
+		return &CorruptError{Path: path, LSN: base, Reason: fmt.Sprintf("no valid segment header, but there was a log of database %v", id)}
 	}
 	return l.removeStray(stray)
 }
@@ -364,7 +385,7 @@ func (l *Log) segmentBytes(s *segment) ([]byte, error) {
 }
 
 // judge decides whether what ends the log is a torn tail or damage to what was durable.
-func (l *Log) judge(segs []*segment, s *scanned, last mark) error {
+func (l *Log) judge(segs []*segment, stray []string, s *scanned, last mark) error {
 	seg := segs[s.seg]
 	x := s.cur.at
 	if x < last.durable {
@@ -373,13 +394,35 @@ func (l *Log) judge(segs []*segment, s *scanned, last mark) error {
 	if clean := l.node.clean; clean != noLSN && x < clean {
 		return seg.corrupt(x, fmt.Sprintf("%s, below the end %v at the clean close", s.reason, clean), nil)
 	}
-	if x == seg.end() {
-		return nil
-	}
-	rest := s.bytes[x-seg.base():]
-	at, promise, found := s.laterPromise(seg, rest, l.own(segs, s))
-	if found {
+	own := l.own(segs, s)
+	if at, promise, found := s.laterPromise(seg, x, s.bytes[x-seg.base():], own); found {
 		return seg.corrupt(x, fmt.Sprintf("%s, but the frame at %v says that everything up to %v was durable", s.reason, at, promise), nil)
+	}
+	return l.judgeStray(stray, s, seg, own)
+}
+
+// judgeStray looks for promises in files behind the end whose header does not validate: with one, it is the header that is
+// damaged, and the file is a segment.
+func (l *Log) judgeStray(stray []string, s *scanned, last *segment, own func(Epoch) bool) error {
+	for _, path := range stray {
+		base, _ := parseSegmentName(filepath.Base(path))
+		if base < last.end() {
+			continue // before the first segment: not of this log
+		}
+		seg := &segment{path: path, header: last.header}
+		seg.header.Base = base
+		b, err := l.segmentBytes(seg)
+		if err != nil {
+			return err
+		}
+		at, promise, found := s.laterPromise(seg, base, b, own)
+		switch {
+		case !found:
+		case s.cur.at < last.end():
+			return last.corrupt(s.cur.at, fmt.Sprintf("%s, but the frame at %v says that everything up to %v was durable", s.reason, at, promise), nil)
+		default:
+			return seg.corrupt(base, fmt.Sprintf("segment header does not validate, but the frame at %v says that everything up to %v was durable", at, promise), nil)
+		}
 	}
 	return nil
 }
@@ -397,24 +440,24 @@ func (l *Log) own(segs []*segment, s *scanned) func(Epoch) bool {
 	return func(e Epoch) bool { return !foreign[e] }
 }
 
-// laterPromise looks behind the end of the log for a valid frame of this node that was written when bytes past the end
-// were durable. Frames may begin at any multiple of 8. Each place is tried, and the head check, which who does not know
-// the salt passes one time in 256, stands before the hashing of a payload; so the search is linear whatever the bytes are.
-func (s *scanned) laterPromise(seg *segment, rest []byte, own func(Epoch) bool) (at, promise LSN, found bool) {
-	x := s.cur.at
-	for off := frameAlign; off+FrameHeaderSize <= len(rest); off += frameAlign {
+// laterPromise looks in the bytes of a segment from an LSN on for a valid frame of this node that was written when
+// bytes past the end of the log were durable. Frames may begin at any multiple of 8. Each place is tried, and the head
+// check, which who does not know the salt passes one time in 256, stands before the hashing of a payload; so the
+// search is linear whatever the bytes are.
+func (s *scanned) laterPromise(seg *segment, from LSN, rest []byte, own func(Epoch) bool) (at, promise LSN, found bool) {
+	for off := 0; off+FrameHeaderSize <= len(rest); off += frameAlign {
 		var m frameMeta
 		p := rest[off:]
 		if allZero(p[8:16]) { // no frame has neither length nor codec
 			continue
 		}
-		at := x + LSN(off)
+		at := from + LSN(off)
 		bind := binder(seg.header.Salt, at)
 		if !getFrame(p, &m, bind) || m.layout(int64(len(p)), seg.header.SegmentSize) != "" || m.epoch < s.cur.epoch {
 			continue
 		}
 		f := m.frame(at, seg.header.Time)
-		if !f.HasPromise || f.Promise <= x || !own(m.epoch) || !m.checkPayload(p, bind) {
+		if !f.HasPromise || f.Promise <= s.cur.at || !own(m.epoch) || !m.checkPayload(p, bind) {
 			continue
 		}
 		return at, f.Promise, true
