@@ -265,14 +265,19 @@ func (f *Follower) cut(j *Join, r *Error) error {
 	if e := mayCut(down, j.Committed, r, digest); e != nil {
 		return e
 	}
+	cutter, ok := f.node.(Cutter)
+	if applied := f.node.Applied(); !ok && applied > r.LSN {
+		r.Text += fmt.Sprintf("; this node has applied up to %s and cannot take that back", applied)
+		return r
+	}
 	if err := f.promise(r.Epoch); err != nil {
 		return err
 	}
 	f.opts.Logger.Warn("cutting the log back to the fork", "fork_lsn", r.LSN.String(), "end_lsn", j.End.String(),
 		"epoch", r.Epoch.String())
 	truncate := f.log.Truncate
-	if n, ok := f.node.(Cutter); ok {
-		truncate = n.CutLog
+	if ok {
+		truncate = cutter.CutLog
 	}
 	if err := truncate(r.LSN); err != nil {
 		return fmt.Errorf("ship: cut to %s: %w", r.LSN, err)

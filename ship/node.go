@@ -37,9 +37,9 @@ type FollowerNode interface {
 	FollowMark(committed wal.LSN, leaderTime int64) error
 }
 
-// Cutter is implemented by follower nodes that must know of a cut of their log, to drop what they derived from
-// the bytes above it. CutLog does what wal.Log.Truncate does, and that. For a node that is no Cutter the log is
-// truncated directly.
+// Cutter is implemented by follower nodes that can have their log cut back: CutLog does what wal.Log.Truncate does,
+// and drops what the node derived from the bytes above. The log of a node that is no Cutter is cut only above what
+// it has applied; else the follower stops with [ErrDiverged].
 type Cutter interface {
 	CutLog(to wal.LSN) error
 }

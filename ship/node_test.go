@@ -166,6 +166,9 @@ func (n *node) FollowMark(committed wal.LSN, leaderTime int64) error {
 	return nil
 }
 
+// CutLog makes the node a ship.Cutter.
+func (n *node) CutLog(to wal.LSN) error { return n.log.Truncate(to) }
+
 func (n *node) goneCalls() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -58,13 +58,15 @@ func TestUncleanRestartOfTheLeader(t *testing.T) {
 // The same fork below the follower's own committed mark, or after another term, is for an operator.
 func TestDivergenceIsNotCutAway(t *testing.T) {
 	for _, c := range []struct {
-		name string
-		next func(wal.Epoch) wal.Epoch
-		mark bool // the follower knows its end as committed
-		want error
+		name  string
+		next  func(wal.Epoch) wal.Epoch
+		mark  bool // the follower knows its end as committed
+		rigid bool // the follower's node cannot take back what it has applied
+		want  error
 	}{
-		{"below the committed mark", wal.Epoch.NextRestart, true, ship.ErrDivergedCommitted},
-		{"another term", wal.Epoch.NextTerm, false, ship.ErrDiverged},
+		{"below the committed mark", wal.Epoch.NextRestart, true, false, ship.ErrDivergedCommitted},
+		{"another term", wal.Epoch.NextTerm, false, false, ship.ErrDiverged},
+		{"applied by a node that cannot cut", wal.Epoch.NextRestart, false, true, ship.ErrDiverged},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -98,8 +100,15 @@ func TestDivergenceIsNotCutAway(t *testing.T) {
 				l.commit()
 				cl = startLeader(t, l, nil)
 				defer cl.stop()
-				f = cl.follow(n, ship.FollowerOptions{}, nil)
-				err := <-f.done
+				var as ship.FollowerNode = n
+				if c.rigid {
+					as = struct{ ship.FollowerNode }{n}
+				}
+				r, err := ship.NewFollower(as, &ship.FollowerOptions{Dial: func(context.Context) (net.Conn, error) { return cl.ln.dial(nil) }})
+				if err != nil {
+					t.Fatal(err)
+				}
+				err = r.Run(t.Context())
 				var e *ship.Error
 				if !errors.Is(err, c.want) || !errors.As(err, &e) || e.LSN != fork || !ship.Final(err) {
 					t.Errorf("run returned %v, want %v naming %s", err, c.want, fork)
@@ -334,6 +343,63 @@ func TestStatus(t *testing.T) {
 		if d := time.Since(st.FreshAsOf); d < 59*time.Second || st.Connected || st.LastError == nil {
 			t.Errorf("cut off for a minute: fresh as of %v ago, %+v", d, st)
 		}
+		f.stop()
+	})
+}
+
+// What a follower has received and not synced is not told as durable.
+func TestReceivedIsNotDurable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := smallLog(t, seeded(t, 10))
+		c := startLeader(t, l, nil)
+		defer c.stop()
+		n := newFollowerNode(t)
+		f := c.follow(n, ship.FollowerOptions{Observer: true, SyncDelay: time.Hour, SyncBytes: 1 << 40}, nil)
+		f.reaches(l.log.Head())
+		time.Sleep(10 * time.Second)
+		if a := l.acked(n.log.NodeID()); a.Received != l.log.Head() || a.Durable >= a.Received {
+			t.Errorf("acknowledged %+v, received is %s, durable %s", a, l.log.Head(), n.log.Durable())
+		}
+		time.Sleep(time.Hour)
+		if a := l.acked(n.log.NodeID()); a.Durable != l.log.Head() {
+			t.Errorf("acknowledged %+v an hour later", a)
+		}
+		f.stop()
+	})
+}
+
+// A follower that lags is no voter before it has caught up with what was committed.
+func TestAdmittedOnceCaughtUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := seeded(t, 11)
+		l := newLeaderNode(t)
+		l.fill(t, 1500<<10, rng)
+		c := startLeader(t, l, nil)
+		defer c.stop()
+		n := newFollowerNode(t)
+		var down *stream
+		passed := 0
+		f := c.follow(n, ship.FollowerOptions{}, func(_, d *stream) {
+			down = d
+			d.limit = 16 << 10
+			d.mangle = func(p []byte) ([]byte, bool) {
+				if passed += len(p); passed > 700<<10 {
+					d.stalled = true
+				}
+				return p, true
+			}
+		})
+		until(t, "stalled in the middle", func() bool { return l.acked(n.log.NodeID()).Received > 0 })
+		time.Sleep(3 * time.Second)
+		if l.isVoter(n.log.NodeID()) {
+			t.Errorf("voter at %s of %s", n.log.Head(), l.log.Head())
+		}
+		down.mu.Lock()
+		down.stalled, down.mangle = false, nil
+		down.moved.Broadcast()
+		down.mu.Unlock()
+		f.reaches(l.log.Head())
+		until(t, "voter", func() bool { return l.isVoter(n.log.NodeID()) })
 		f.stop()
 	})
 }
