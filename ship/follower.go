@@ -173,6 +173,11 @@ func (f *Follower) join(c *conn) (*Welcome, error) {
 			}
 			return nil, err
 		}
+		if !j.Empty && f.log.Recovery().MarkLost {
+			// Nobody knew how far this log was durable and committed. The upstream holds the same bytes up to its end.
+			f.opts.Logger.Warn("mark file lost, end confirmed by upstream", "end_lsn", j.End.String())
+			f.log.AcceptMark()
+		}
 		return m, c.start(f.opts.Timeout)
 	case *Refusal:
 		e := m.err()

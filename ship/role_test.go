@@ -11,6 +11,7 @@ import (
 
 	"shiplog/ship"
 	"shiplog/wal"
+	"shiplog/wal/waltest"
 )
 
 // An unclean restart of the leader loses bytes that a voter has: the voter cuts back to the fork, and goes on.
@@ -401,5 +402,71 @@ func TestAdmittedOnceCaughtUp(t *testing.T) {
 		f.reaches(l.log.Head())
 		until(t, "voter", func() bool { return l.isVoter(n.log.NodeID()) })
 		f.stop()
+	})
+}
+
+// A follower that has lost its marks takes its upstream's word for its end, by the digest, and goes on.
+func TestLostMarkFile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := seeded(t, 12)
+		l := smallLog(t, rng)
+		c := startLeader(t, l, nil)
+		defer c.stop()
+		l.fill(t, 3*testSegment, rng)
+		disk := waltest.NewDisk()
+		n := openNode(t, disk, "f")
+		f := c.follow(n, ship.FollowerOptions{}, nil)
+		f.reaches(l.log.Head())
+		f.stop()
+		time.Sleep(time.Second) // the mark is written when the log has been idle
+		disk = disk.Kill()
+		if err := disk.Overwrite("f/mark", 0, make([]byte, 8192)); err != nil {
+			t.Fatal(err)
+		}
+		n = openNode(t, disk, "f")
+		if !n.log.Recovery().MarkLost {
+			t.Fatal("the mark is not lost")
+		}
+		l.fill(t, 1000, rng)
+		f = c.follow(n, ship.FollowerOptions{}, nil)
+		f.reaches(l.log.Head())
+		samePrefix(t, l.log, n.log)
+		f.stop()
+	})
+}
+
+// Power cuts at a follower: it comes back with what it has acknowledged as durable, and goes on from there.
+func TestPowerCutsAtTheFollower(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := seeded(t, 13)
+		l := smallLog(t, rng)
+		c := startLeader(t, l, nil)
+		defer c.stop()
+		disk := waltest.NewDisk()
+		for round := range uint64(40) {
+			n := openNode(t, disk, "f")
+			var acked wal.LSN
+			if round > 0 {
+				acked = l.acked(n.log.NodeID()).Durable
+			}
+			if n.log.Head() < acked {
+				t.Fatalf("round %d: %s was acknowledged as durable, the log ends at %s", round, acked, n.log.Head())
+			}
+			samePrefix(t, l.log, n.log)
+			f := c.follow(n, ship.FollowerOptions{Observer: round%2 == 0, SyncDelay: 5 * time.Millisecond}, nil)
+			for range 1 + rng.IntN(30) {
+				l.write(t, 1+rng.IntN(5000), rng)
+				if rng.IntN(3) == 0 {
+					l.commit()
+				}
+				time.Sleep(time.Duration(rng.IntN(4000)) * time.Microsecond)
+			}
+			disk.PowerOff()
+			f.cancel()
+			<-f.done
+			synctest.Wait()
+			n.close()
+			disk = disk.Crash(rng.Uint64())
+		}
 	})
 }
