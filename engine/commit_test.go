@@ -202,7 +202,7 @@ func TestCommitTimeout(t *testing.T) {
 // after it until it is confirmed.
 func TestRestartShowsNothingEarly(t *testing.T) {
 	dir := t.TempDir()
-	opts := &engine.Options{Commit: engine.Replicated(1), CommitTimeout: 5 * time.Millisecond}
+	opts := &engine.Options{Commit: engine.Replicated(1)}
 	db := open(t, dir, opts)
 	f := join(t, db, "f")
 	f.confirm()
@@ -211,10 +211,11 @@ func TestRestartShowsNothingEarly(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if err := db.Put([]byte("k"), []byte("v")); !errors.Is(err, engine.ErrUnknownOutcome) {
+	unconfirmed := write(t, db, "k", "v")
+	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := db.Close(); err != nil {
+	if err := <-unconfirmed; !errors.Is(err, engine.ErrUnknownOutcome) {
 		t.Fatal(err)
 	}
 	stale := *opts
