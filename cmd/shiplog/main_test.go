@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -40,6 +42,8 @@ type process struct {
 	cmd              *exec.Cmd
 	stderr           bytes.Buffer
 	resp, ship, http string
+	scheme           string
+	web              http.Client
 	args             []string
 }
 
@@ -59,8 +63,18 @@ func ports(t testing.TB, n int) (addrs []string) {
 
 func startNode(t testing.TB, dir string, args ...string) *process {
 	t.Helper()
+	return startTLSNode(t, dir, nil, args...)
+}
+
+// startTLSNode is startNode for a node that serves TLS with a certificate of the pool's; nil: plain.
+func startTLSNode(t testing.TB, dir string, pool *x509.CertPool, args ...string) *process {
+	t.Helper()
 	addrs := ports(t, 3)
-	p := &process{t: t, resp: addrs[0], ship: addrs[1], http: addrs[2]}
+	p := &process{t: t, resp: addrs[0], ship: addrs[1], http: addrs[2], scheme: "http"}
+	if pool != nil {
+		p.scheme = "https"
+		p.web.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
+	}
 	p.args = append([]string{"serve", "--dir", dir, "--listen", p.resp, "--ship", p.ship, "--http", p.http}, args...)
 	p.start()
 	return p
@@ -80,7 +94,7 @@ func (p *process) start() {
 		cmd.Wait()
 	})
 	p.until("answers", func() bool {
-		res, err := http.Get("http://" + p.http + "/healthz")
+		res, err := p.web.Get(p.scheme + "://" + p.http + "/healthz")
 		if err != nil {
 			return false
 		}
