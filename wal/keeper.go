@@ -89,18 +89,30 @@ func (k *keeper) writeMark() error {
 	if same == k.last {
 		return nil
 	}
-	if k.file == nil {
-		f, err := openMark(l.opts.FS, l.dir, k.last)
-		if err != nil {
-			return err
-		}
-		k.file = f
+	if err := k.openLocked(); err != nil {
+		return err
 	}
 	if err := k.file.write(m); err != nil {
 		return err
 	}
 	k.last = k.file.last
 	return nil
+}
+
+// makeFile makes the mark file, so that a disk that is full later can take marks.
+func (k *keeper) makeFile() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.openLocked()
+}
+
+func (k *keeper) openLocked() error {
+	if k.file != nil {
+		return nil
+	}
+	f, err := openMark(k.log.opts.FS, k.log.dir, k.last)
+	k.file = f
+	return err
 }
 
 func (k *keeper) stop() {

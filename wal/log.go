@@ -415,7 +415,12 @@ func (l *Log) closeFiles(synced bool) error {
 		return nil
 	}
 	l.node.clean = l.Head()
-	return l.node.save()
+	err := l.node.save()
+	if errors.Is(err, ErrNoSpace) { // the next Open rewrites what it would have trusted
+		l.opts.Logger.Warn("clean close not noted", "error", err)
+		return nil
+	}
+	return err
 }
 
 // nowMs is the clock of log time.

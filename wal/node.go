@@ -81,18 +81,19 @@ func (n *node) unmarshal(b []byte) error {
 	return nil
 }
 
-// save makes the node file durable. The caller serialises.
+// save makes the node file durable. The caller serialises. The temporary file is left from the save before, with its
+// block, so that a full disk does not keep a log from taking deletes.
 func (n *node) save() error {
 	temp := filepath.Join(n.dir, nodeTemp)
-	f, err := n.fs.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, filePerm)
-	if err != nil {
-		return fmt.Errorf("write node file: %w", err)
-	}
-	_, err = f.WriteAt(n.marshal(), 0)
+	f, err := n.spare(temp)
 	if err == nil {
-		err = f.Sync()
+		_, err = f.WriteAt(n.marshal(), 0)
+		if err == nil {
+			err = f.Sync()
+		}
+		err = errors.Join(err, f.Close())
 	}
-	if err = errors.Join(err, f.Close()); err == nil {
+	if err == nil {
 		err = n.fs.Rename(temp, filepath.Join(n.dir, nodeFile))
 	}
 	if err == nil {
@@ -101,7 +102,29 @@ func (n *node) save() error {
 	if err != nil {
 		return fmt.Errorf("write node file: %w", spaceError(err))
 	}
+	if f, err := n.spare(temp); err == nil { // for the next time; without it that needs room
+		_ = f.Close()
+	}
 	return nil
+}
+
+// spare opens the temporary file and gives it a block and its length.
+func (n *node) spare(temp string) (vfs.File, error) {
+	f, err := n.fs.OpenFile(temp, os.O_RDWR|os.O_CREATE, filePerm)
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.Size()
+	if err == nil && size > nodeSize {
+		err = f.Truncate(nodeSize)
+	}
+	if err == nil && size != nodeSize {
+		err = f.Allocate(0, nodeSize)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // loadNode reads the node file. A directory without one, or a copy of another node's, gets a fresh ID. The copy keeps

@@ -251,6 +251,9 @@ func (l *Log) found(h *Header) error {
 	if err := errors.Join(l.opts.FS.SyncDir(l.dir), syncAbove(l.opts.FS, l.dir)); err != nil {
 		return fmt.Errorf("make log directory: %w", err)
 	}
+	if err := l.keeper.makeFile(); err != nil { // while there is room
+		return err
+	}
 	l.cur = cursor{at: h.Base, digest: h.Digest}
 	l.history.Store(&[]HistoryEntry{{Epoch: h.Epoch, Start: h.Base, ID: h.History, Leader: h.Leader}})
 	if err := l.beginSegment(h); err != nil {
@@ -261,11 +264,26 @@ func (l *Log) found(h *Header) error {
 		return l.poisonWith(fmt.Errorf("sync segment: %w", err))
 	}
 	l.nodeMu.Lock()
-	defer l.nodeMu.Unlock()
-	if err := l.bindDatabase(h.Database); err != nil {
-		return l.poisonWith(err)
+	err := l.bindDatabase(h.Database)
+	l.nodeMu.Unlock()
+	if err != nil {
+		return errors.Join(err, l.unfound())
 	}
 	l.durable.Store(uint64(h.Base))
+	return nil
+}
+
+// unfound makes the log empty again after its founding failed, on a full disk for one.
+func (l *Log) unfound() error {
+	s := l.tip
+	l.tipFile.unpin()
+	l.tip, l.tipFile, l.cur = nil, nil, cursor{}
+	l.segs.Store(&segList{size: s.header.SegmentSize})
+	l.history.Store(&[]HistoryEntry{})
+	l.handles.drop(s)
+	if err := errors.Join(l.opts.FS.Remove(s.path), l.opts.FS.SyncDir(l.segDir())); err != nil {
+		return l.poisonWith(err)
+	}
 	return nil
 }
 

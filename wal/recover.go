@@ -96,17 +96,27 @@ func (l *Log) enterDir() error {
 func coherent(fsys vfs.FS, dir string) (ok bool, err error) {
 	name := filepath.Join(dir, "probe.tmp")
 	f, err := fsys.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, filePerm)
-	if err != nil {
-		return false, fmt.Errorf("probe file system: %w", spaceError(err))
+	if err == nil {
+		ok, err = coherentFile(f)
+		err = errors.Join(err, f.Close(), fsys.Remove(name))
 	}
-	defer func() { err = errors.Join(err, f.Close(), fsys.Remove(name)) }()
+	if vfs.IsNoSpace(err) {
+		return false, nil // a full disk must open: pread and pwrite do all
+	}
+	if err != nil {
+		return false, fmt.Errorf("probe file system: %w", err)
+	}
+	return ok, nil
+}
+
+func coherentFile(f vfs.File) (ok bool, err error) {
 	const n = 4096
 	if err := f.Allocate(0, n); err != nil {
-		return false, fmt.Errorf("probe file system: %w", spaceError(err))
+		return false, err
 	}
 	m, err := f.Map(n, true)
 	if err != nil {
-		return false, nil // no shared maps here: pread and pwrite do all
+		return false, nil // no shared maps here
 	}
 	h := &handle{file: f, m: m, data: m.Bytes()}
 	h.pins.Store(1)
@@ -119,12 +129,12 @@ func probe(h *handle) (ok bool, err error) {
 	defer h.leave(enter(), &err)
 	var b [1]byte
 	if _, err := h.file.WriteAt([]byte{1}, 0); err != nil {
-		return false, fmt.Errorf("probe file system: %w", spaceError(err))
+		return false, err
 	}
 	seen := h.data[0] == 1
 	h.data[1] = 2
 	if _, err := h.file.ReadAt(b[:], 1); err != nil {
-		return false, fmt.Errorf("probe file system: %w", err)
+		return false, err
 	}
 	return seen && b[0] == 2, nil
 }
@@ -261,8 +271,13 @@ func (l *Log) bindDatabase(id DatabaseID) error {
 	if l.opts.ReadOnly || l.node.database == id {
 		return nil
 	}
+	old := l.node.database
 	l.node.database = id
-	return l.node.save()
+	if err := l.node.save(); err != nil {
+		l.node.database = old
+		return err
+	}
+	return nil
 }
 
 // openEmpty opens a directory that has no segments. A mark or a node file that says otherwise is the trace of lost ones:

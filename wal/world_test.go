@@ -133,6 +133,9 @@ func (w *world) append(sync bool, sizes ...[]int) error {
 	return nil
 }
 
+// idle lets so much time pass that unsynced groups are stored through the map.
+func (w *world) idle() { w.clock = w.clock.Add(time.Minute) }
+
 // drop forgets what an Append that failed without poisoning did not store.
 func (w *world) drop() {
 	if w.unsure > 0 && w.log.Err() == nil {
