@@ -29,9 +29,9 @@ type node struct {
 	refuseAll bool // nobody is a voter
 	gone      int
 	fenced    wal.Epoch
-	marks     int   // FollowMark calls
-	clock     int64 // of the last mark
-	fenceErr  error
+	marks     int    // FollowMark calls
+	clock     int64  // of the last mark
+	onAck     func() // called before an acknowledgement is taken up
 }
 
 const testSegment = 64 << 10
@@ -127,9 +127,6 @@ func (n *node) moveCommitted(to wal.LSN) {
 func (n *node) Fence(e wal.Epoch) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.fenceErr != nil {
-		return n.fenceErr
-	}
 	n.fenced = max(n.fenced, e)
 	return n.log.Promise(e)
 }
@@ -145,6 +142,9 @@ func (n *node) AdmitPeer(id wal.NodeID, name, _ string) (bool, error) {
 }
 
 func (n *node) PeerAck(id wal.NodeID, received, durable, applied, visible wal.LSN) {
+	if n.onAck != nil {
+		n.onAck()
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.acks[id] = ship.Positions{Received: received, Durable: durable, Applied: applied, Visible: visible}

@@ -238,6 +238,9 @@ func TestFollowerThatBreaksTheRules(t *testing.T) {
 	}{
 		{"an ack for a join", func(p *peer, _ *node) { p.send(&ship.Ack{}) }, ship.CodeProtocol},
 		{"a join without a node ID", func(p *peer, _ *node) { p.send(join(func(j *ship.Join) { j.Node = wal.NodeID{} })) }, ship.CodeProtocol},
+		{"a join of the leader's own node", func(p *peer, l *node) {
+			p.send(join(func(j *ship.Join) { j.Node = l.log.NodeID() }))
+		}, ship.CodeSelf},
 		{"two joins", func(p *peer, _ *node) { p.send(join(same)); p.send(join(same)) }, ship.CodeProtocol},
 		{"data", func(p *peer, _ *node) { p.send(join(same)); p.data(0, []byte{1}) }, ship.CodeProtocol},
 		{"an ack of what was not sent", func(p *peer, l *node) {

@@ -223,7 +223,7 @@ func (s *session) step(beat bool) (more bool, err error) {
 		return true, err
 	}
 	if s.markDue(beat) {
-		s.buf = s.c.appendMessage(s.buf[:0], s.mark(sent, limit))
+		s.buf = s.c.appendMessage(s.buf[:0], s.mark(sent, limit, beat))
 		return false, s.sendBuf()
 	}
 	if draining {
@@ -249,7 +249,7 @@ func (s *session) markDue(beat bool) bool {
 
 // mark makes a Mark. With sent at the end of a batch, the head's or the committed mark's, it carries a digest.
 // sendMu is held.
-func (s *session) mark(sent, limit wal.LSN) *Mark {
+func (s *session) mark(sent, limit wal.LSN, beat bool) *Mark {
 	log := s.l.log
 	m := &Mark{
 		Committed: s.l.node.Committed(), Tail: log.Tail(), Clock: s.l.clock(),
@@ -257,7 +257,8 @@ func (s *session) mark(sent, limit wal.LSN) *Mark {
 	}
 	m.Head = max(log.Head(), sent)
 	m.Committed = min(m.Committed, m.Head)
-	if sent == limit && sent > s.digested {
+	// At the head the digest is at hand; elsewhere frames must be walked for it, which is not done each time.
+	if sent == limit && sent > s.digested && (sent == m.Head || beat || sent-s.digested >= MaxData) {
 		if d, err := log.DigestAt(sent); err == nil {
 			m.HasDigest, m.DigestLSN, m.Digest = true, sent, d
 			s.digested = sent
@@ -283,7 +284,7 @@ func (s *session) appendSmall(from, to wal.LSN, beat bool) error {
 	s.c.appendData(s.buf[:0], h)
 	s.sent.Store(uint64(to))
 	if s.markDue(beat) {
-		s.buf = s.c.appendMessage(s.buf, s.mark(to, to))
+		s.buf = s.c.appendMessage(s.buf, s.mark(to, to, beat))
 	}
 	return nil
 }
@@ -357,7 +358,7 @@ func (s *session) sendBulk(from, limit wal.LSN, beat bool) error {
 		s.message = min(s.message*2, MaxData)
 	}
 	if beat || now.Sub(s.markedAt) > s.l.opts.Heartbeat/10 {
-		s.buf = s.c.appendMessage(s.buf[:0], s.mark(from+wal.LSN(n), limit))
+		s.buf = s.c.appendMessage(s.buf[:0], s.mark(from+wal.LSN(n), limit, beat))
 		return s.sendBuf()
 	}
 	return nil

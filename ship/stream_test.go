@@ -15,6 +15,11 @@ func TestStreamAndAcks(t *testing.T) {
 		c := startLeader(t, l, &ship.LeaderOptions{Name: "l"})
 		defer c.stop()
 		n := newFollowerNode(t)
+		l.onAck = func() {
+			if p := n.log.Promised(); p < l.log.Epoch() {
+				t.Errorf("acknowledges in epoch %s and has promised %s", l.log.Epoch(), p)
+			}
+		}
 		f := c.follow(n, ship.FollowerOptions{Name: "f"}, nil)
 		defer f.stop()
 		f.reaches(l.log.Head())
