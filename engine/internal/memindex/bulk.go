@@ -126,9 +126,9 @@ func (t *Table) cutNode(addr uint32, ref uint64) (_ ticket, left bool) {
 			t.keyBuf = appendKey(t.keyBuf[:0], w, metaLen(m))
 			id, tag := split(t.hash(t.keyBuf))
 			t.slotBytes.Add(-int64(s.remove(int(id), tag, addr)))
-			// Scans may meet the node until it has left the tree.
-			atomic.StoreUint64(&w[1], withPrev(meta, 0))
-			atomic.StoreUint64(&w[0], busyRef)
+			// Scans meet the node until it has left the tree: its ref stays
+			// above them, its versions are free.
+			atomic.StoreUint64(&w[1], withPrev(m, 0))
 			if was != Delete {
 				t.live.Add(-1)
 			}

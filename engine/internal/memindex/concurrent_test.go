@@ -1,6 +1,7 @@
 package memindex_test
 
 import (
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -158,4 +159,83 @@ func TestScanFindsNewKeys(t *testing.T) {
 		visible.Store(i + 1)
 	}
 	wg.Wait()
+}
+
+// TestKindBelongsToRef switches a key between Put at odd refs and Delete at
+// even ones, while others scan without its lock.
+func TestKindBelongsToRef(t *testing.T) {
+	table := memindex.New()
+	var done atomic.Bool
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			var c memindex.Chunk
+			for !done.Load() {
+				table.Scan(&c, nil, nil, false, math.MaxUint64, false, 10)
+				for i := range c.Len() {
+					if v := c.Version(i); v.Ref%2 == 0 {
+						t.Errorf("a scan shows the Delete at %d as a Put", v.Ref)
+						return
+					}
+				}
+			}
+		})
+	}
+	for ref := uint64(1); ref < 400_000; ref++ {
+		k := memindex.Put
+		if ref%2 == 0 {
+			k = memindex.Delete
+		}
+		table.Insert([]byte("k"), ref, k)
+		table.SetFloor(ref - 1)
+	}
+	done.Store(true)
+	wg.Wait()
+}
+
+// TestCutUnderReaders cuts above positions that others are reading at.
+func TestCutUnderReaders(t *testing.T) {
+	r := newRand(t)
+	table := memindex.New()
+	m := newModel()
+	ref := uint64(0)
+	write := func(n int) {
+		for range n {
+			ref++
+			k, kind := randomKey(r, 3000), memindex.Kind(r.IntN(3))
+			table.Insert(k, ref, kind)
+			m.insert(string(k), memindex.Version{Ref: ref, Kind: kind})
+		}
+	}
+	write(5000)
+	base := ref + 1
+	want := m.state(base)
+	var done atomic.Bool
+	var wg sync.WaitGroup
+	for i := range 2 {
+		want := within(want, nil, nil, false, i == 0)
+		wg.Go(func() {
+			for !done.Load() {
+				if got := scanAll(table, nil, nil, false, base, i == 0, 100); !slices.Equal(got, want) {
+					t.Errorf("reverse %v: got %d entries, want %d", i == 0, len(got), len(want))
+					return
+				}
+			}
+		})
+	}
+	for range 60 {
+		table.SetFloor(base)
+		write(3000)
+		ref = base + r.Uint64N(100)
+		table.CutFrom(ref)
+		m.cutFrom(ref)
+	}
+	done.Store(true)
+	wg.Wait()
+	if got, want := scanAll(table, nil, nil, false, ref, false, 100), m.state(ref); !slices.Equal(got, want) {
+		t.Errorf("after the cuts: got %d entries, want %d", len(got), len(want))
+	}
+	if err := table.Check(); err != nil {
+		t.Error(err)
+	}
 }

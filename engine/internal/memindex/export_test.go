@@ -38,7 +38,50 @@ func (t *Table) Check() error {
 			return fmt.Errorf("shard %d holds %d, counts %d", id, n, t.shards[id].used)
 		}
 	}
+	if err := t.checkUnits(sp, inHash); err != nil {
+		return err
+	}
 	return t.checkTree(sp, inHash)
+}
+
+// Versions counts the versions besides the newest of each key.
+func (t *Table) Versions() int {
+	n := 0
+	for id := range t.shards {
+		for _, v := range t.shards[id].slots {
+			if v != 0 {
+				for a := metaPrev(t.arena.space.node(uint32(v))[1]); a != 0; n++ {
+					a = metaPrev(t.arena.space.node(a)[1])
+				}
+			}
+		}
+	}
+	return n
+}
+
+// checkUnits accounts for every unit of the arena: in a node, or free, once.
+func (t *Table) checkUnits(sp space, nodes map[uint32]bool) error {
+	units := t.Versions()
+	for a := range nodes {
+		units += classUnits(classOf(nodeUnits(sp.keyLen(a))))
+	}
+	if t.reserve != 0 {
+		units++
+	}
+	for c := range t.arena.free {
+		last := uint32(0)
+		for a := t.arena.free[c].head; a != 0; a = uint32(sp.node(a)[0]) {
+			units += classUnits(c)
+			last = a
+		}
+		if l := t.arena.free[c]; l.head != 0 && l.tail != last {
+			return fmt.Errorf("free list of class %d ends at %d, not at %d", c, last, l.tail)
+		}
+	}
+	if want := max(int(t.arena.next), 1) - 1; units != want {
+		return fmt.Errorf("%d units used or free, %d handed out", units, want)
+	}
+	return nil
 }
 
 func (t *Table) checkTree(sp space, inHash map[uint32]bool) error {

@@ -125,17 +125,17 @@ func (b *bounds) from(s space, f *fan, from, to int) int {
 
 func (x *span) empty() bool { return x.i >= x.iEnd && x.j >= x.jEnd }
 
-// ascend takes up to max entries off the low end of the range, in order. The
-// result lies in buf, which has room for max, or in the leaf.
-func (x *span) ascend(s space, buf []uint32, max int) []uint32 {
+// ascend takes up to limit entries off the low end of the range, in order. The
+// result lies in buf, which has room for limit, or in the leaf.
+func (x *span) ascend(s space, buf []uint32, limit int) []uint32 {
 	f := x.leaf
 	if x.j == x.jEnd {
-		n := min(max, x.iEnd-x.i)
+		n := min(limit, x.iEnd-x.i)
 		x.i += n
 		return f.addr[x.i-n : x.i]
 	}
 	n := 0
-	for ; n < max && !x.empty(); n++ {
+	for ; n < limit && !x.empty(); n++ {
 		if x.j == x.jEnd || x.i < x.iEnd && !f.after(s, x.i, f.prefix[x.j], f.addr[x.j]) {
 			buf[n] = f.addr[x.i]
 			x.i++
@@ -147,11 +147,11 @@ func (x *span) ascend(s space, buf []uint32, max int) []uint32 {
 	return buf[:n]
 }
 
-// descend takes up to max entries off the high end, highest first, into buf.
-func (x *span) descend(s space, buf []uint32, max int) []uint32 {
+// descend takes up to limit entries off the high end, highest first, into buf.
+func (x *span) descend(s space, buf []uint32, limit int) []uint32 {
 	f := x.leaf
 	n := 0
-	for ; n < max && !x.empty(); n++ {
+	for ; n < limit && !x.empty(); n++ {
 		if x.j == x.jEnd || x.i < x.iEnd && f.after(s, x.iEnd-1, f.prefix[x.jEnd-1], f.addr[x.jEnd-1]) {
 			x.iEnd--
 			buf[n] = f.addr[x.iEnd]

@@ -12,6 +12,10 @@ const (
 	// pruneBacklog is the length of the queue, besides a quarter of the live
 	// keys, from which the writer waits for pruning instead of running ahead.
 	pruneBacklog = 16 * pruneMax
+	// mergeMax bounds the keys merged by one job, and mergeLate those that the
+	// writer merges itself because the ring is full, to some 5 and 2 ms.
+	mergeMax  = ringMax / 2
+	mergeLate = ringMax / 8
 	// mergeHold is the number of keys merged before scans get their turn.
 	mergeHold = 256
 )
@@ -47,7 +51,7 @@ func (t *Table) maintain() {
 	go func() { // ends with its batch; CutFrom and Wait join it
 		defer t.jobs.Done()
 		t.order.Lock()
-		t.mergeTo(t.ring.head.Load())
+		t.mergeTo(min(t.ring.head.Load(), t.ring.tail.Load()+mergeMax))
 		t.prune()
 		t.order.Unlock()
 		t.running.Store(false)

@@ -102,8 +102,14 @@ func TestSnapshotMemoryComesBack(t *testing.T) {
 				table.Insert(numberKey(i), ref, memindex.Put)
 			}
 		}
-		table.SetFloor(ref)
+		table.SetFloor(ref + 1)
 		table.Wait()
+		if n := table.Versions(); n > 20_000 {
+			t.Fatalf("%d old versions of 20000 keys are left although the floor has passed", n)
+		}
+		if err := table.Check(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	round()
 	first := table.Bytes()

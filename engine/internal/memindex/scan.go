@@ -23,16 +23,16 @@ const (
 // nil hi means no upper bound, a nil lo the empty key. Deletes and keys
 // without a version below at are left out.
 //
-// At most max entries are returned, fewer if their keys are large, but at
-// least one if there is one and max is not 0; [Chunk.More] tells whether to go
+// At most limit entries are returned, fewer if their keys are large, but at
+// least one if there is one and limit is not 0; [Chunk.More] tells whether to go
 // on, with the last key as lo and loOpen set or, in reverse, as hi.
 //
 // All chunks of a scan show the same state, whatever the writer does in
 // between, as long as at is not below the floor, and above no version still to
 // be inserted. No lock is held when Scan returns.
-func (t *Table) Scan(dst *Chunk, lo, hi []byte, loOpen bool, at uint64, reverse bool, max int) {
+func (t *Table) Scan(dst *Chunk, lo, hi []byte, loOpen bool, at uint64, reverse bool, limit int) {
 	dst.Reset()
-	if max <= 0 {
+	if limit <= 0 {
 		return
 	}
 	t.settle(at)
@@ -41,9 +41,9 @@ func (t *Table) Scan(dst *Chunk, lo, hi []byte, loOpen bool, at uint64, reverse 
 		t.treeLock.RLock()
 		sp := *t.arena.published.Load()
 		if reverse {
-			done = t.scanBack(sp, dst, &b, at, max)
+			done = t.scanBack(sp, dst, &b, at, limit)
 		} else {
-			done = t.scanOn(sp, dst, &b, at, max)
+			done = t.scanOn(sp, dst, &b, at, limit)
 		}
 		t.treeLock.RUnlock()
 	}
@@ -57,7 +57,7 @@ type bounds struct {
 
 // scanOn looks at up to scanHold entries, moves b.lo behind them and reports
 // whether the range is done. The caller holds the tree lock, shared.
-func (t *Table) scanOn(sp space, dst *Chunk, b *bounds, at uint64, max int) bool {
+func (t *Table) scanOn(sp space, dst *Chunk, b *bounds, at uint64, limit int) bool {
 	if len(t.tree.branches) == 0 {
 		return true
 	}
@@ -67,10 +67,10 @@ func (t *Table) scanOn(sp space, dst *Chunk, b *bounds, at uint64, max int) bool
 		rest := leaf.within(sp, b)
 		last := rest.jEnd < len(leaf.addr) || rest.iEnd < len(leaf.addr)-leaf.loose
 		for !rest.empty() {
-			block := rest.ascend(sp, dst.block[:], min(scanBlock, max-len(dst.versions)))
+			block := rest.ascend(sp, dst.block[:], min(scanBlock, limit-len(dst.versions)))
 			t.take(sp, dst, block, at)
 			seen += len(block)
-			if dst.full(max) {
+			if dst.full(limit) {
 				return true
 			}
 			if seen >= scanHold {
@@ -87,7 +87,7 @@ func (t *Table) scanOn(sp space, dst *Chunk, b *bounds, at uint64, max int) bool
 }
 
 // scanBack is scanOn for a descending scan; it moves b.hi.
-func (t *Table) scanBack(sp space, dst *Chunk, b *bounds, at uint64, max int) bool {
+func (t *Table) scanBack(sp space, dst *Chunk, b *bounds, at uint64, limit int) bool {
 	if len(t.tree.branches) == 0 {
 		return true
 	}
@@ -100,10 +100,10 @@ func (t *Table) scanBack(sp space, dst *Chunk, b *bounds, at uint64, max int) bo
 		rest := leaf.within(sp, b)
 		last := rest.i > 0 // the lowest entry is never loose
 		for !rest.empty() {
-			block := rest.descend(sp, dst.block[:], min(scanBlock, max-len(dst.versions)))
+			block := rest.descend(sp, dst.block[:], min(scanBlock, limit-len(dst.versions)))
 			t.take(sp, dst, block, at)
 			seen += len(block)
-			if dst.full(max) {
+			if dst.full(limit) {
 				return true
 			}
 			if seen >= scanHold {
@@ -120,8 +120,8 @@ func (t *Table) scanBack(sp space, dst *Chunk, b *bounds, at uint64, max int) bo
 }
 
 // full reports whether nothing more goes into the chunk, and notes it.
-func (c *Chunk) full(max int) bool {
-	c.more = len(c.versions) >= max || len(c.keys) >= chunkKeys
+func (c *Chunk) full(limit int) bool {
+	c.more = len(c.versions) >= limit || len(c.keys) >= chunkKeys
 	return c.more
 }
 

@@ -62,14 +62,11 @@ func sortEntries(s space, es, tmp []entry, from, depth int) {
 	}
 }
 
-// sortTies sorts keys whose 8 bytes behind skip are equal: the same bytes, or
-// keys that end there and differ in the zeros they were padded with.
+// sortTies sorts keys whose 8 bytes behind skip are equal, once those that have
+// ended were padded with zeros. Behind them the rule is the same: padded words
+// first, then lengths.
 func sortTies(s space, es, tmp []entry, skip, depth int) {
-	short := false
-	for _, e := range es {
-		short = short || s.keyLen(e.addr) < skip+8
-	}
-	if short || len(es) < 16 {
+	if len(es) < 16 {
 		slices.SortFunc(es, func(a, b entry) int { return compareNodes(s, a.addr, b.addr, skip) })
 		return
 	}

@@ -154,7 +154,7 @@ func (t *Table) pushNew(addr uint32, ref uint64) {
 			t.ring.grow()
 			t.ringBytes.Store(int64(len(t.ring.addr)) * 12)
 		} else {
-			t.mergeTo(t.ring.head.Load())
+			t.mergeTo(t.ring.tail.Load() + mergeLate)
 		}
 		t.order.Unlock()
 	}

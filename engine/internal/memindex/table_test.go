@@ -58,6 +58,7 @@ type pair struct {
 	ref   uint64
 	floor uint64
 	space int
+	late  bool // insert below the newest version at times
 }
 
 func newPair(t *testing.T, space int) *pair {
@@ -73,6 +74,8 @@ func (p *pair) insert(key []byte, k memindex.Kind) {
 // step does one random operation on both.
 func (p *pair) step() {
 	switch n := p.r.IntN(1000); {
+	case n < 20 && p.late:
+		p.insertLate()
 	case n < 600:
 		p.insert(randomKey(p.r, p.space), memindex.Kind(p.r.IntN(2)))
 	case n < 950:
@@ -85,6 +88,14 @@ func (p *pair) step() {
 		p.floor += p.r.Uint64N(p.ref - p.floor + 2)
 		p.table.SetFloor(p.floor)
 	}
+}
+
+// insertLate adds a version at a position between older ones.
+func (p *pair) insertLate() {
+	v := memindex.Version{Ref: p.floor + p.r.Uint64N(p.ref-min(p.floor, p.ref)+1), Kind: memindex.Kind(p.r.IntN(3))}
+	k := randomKey(p.r, p.space)
+	p.table.Insert(k, v.Ref, v.Kind)
+	p.model.insert(string(k), v)
 }
 
 func (p *pair) deleteRange() {
@@ -142,6 +153,7 @@ func TestAgainstModel(t *testing.T) {
 		mask         uint64
 	}{
 		{"few keys", 30, 6000, math.MaxUint64},
+		{"late versions", 50, 10000, math.MaxUint64},
 		{"many keys", 5000, 60000, math.MaxUint64},
 		{"colliding hashes", 300, 8000, 0},
 		{"colliding tags", 2000, 20000, 3<<56 | 1<<55 | 1<<24},
@@ -149,6 +161,7 @@ func TestAgainstModel(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			p := newPair(t, c.space)
+			p.late = c.name == "late versions"
 			p.table.SetHashMask(c.mask)
 			for i := range c.steps {
 				p.step()
@@ -320,5 +333,102 @@ func TestInsertOrders(t *testing.T) {
 				t.Fatal("keys out of order")
 			}
 		})
+	}
+}
+
+// TestRefsOutOfOrder gives new keys lower refs than keys that came before
+// them: as such, and after a cut.
+func TestRefsOutOfOrder(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		cut  uint64
+	}{{"across keys", 0}, {"after a cut", 50}} {
+		t.Run(c.name, func(t *testing.T) {
+			table := memindex.New()
+			table.Insert([]byte("a"), 10, memindex.Put)
+			table.Insert([]byte("b"), 100, memindex.Put)
+			if got := scanAll(table, nil, nil, false, 101, false, 10); len(got) != 2 {
+				t.Fatalf("got %v", got)
+			}
+			if c.cut > 0 {
+				table.CutFrom(c.cut)
+			}
+			table.Insert([]byte("c"), 60, memindex.Put)
+			want := []item{{"a", memindex.Version{Ref: 10}}, {"c", memindex.Version{Ref: 60}}}
+			if got := scanAll(table, nil, nil, false, 70, false, 10); !slices.Equal(got, want) {
+				t.Errorf("got %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+// TestSharedPrefixes inserts, in batches large enough for every way of
+// sorting, keys that differ far behind, or only in length.
+func TestSharedPrefixes(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		key  func(i int) []byte
+	}{
+		{"lengths", func(i int) []byte { return make([]byte, i) }},
+		{"far behind", func(i int) []byte { return fmt.Appendf(bytes.Repeat([]byte("x"), 100), "%d", i) }},
+		{"families", func(i int) []byte {
+			return fmt.Appendf(bytes.Repeat([]byte{byte(i % 7)}, 20+i%3), "%020d", i)
+		}},
+		{"each longer", func(i int) []byte { return append(bytes.Repeat([]byte("abcdefgh"), i/3), byte(i%3)) }},
+		{"high bytes", func(i int) []byte { return append(bytes.Repeat([]byte{0xff}, 8+i%9), make([]byte, i/9)...) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRand(t)
+			table, m := memindex.New(), newModel()
+			const n = 3000
+			for i, k := range r.Perm(n) {
+				table.Insert(c.key(k), uint64(i), memindex.Put)
+				m.insert(string(c.key(k)), memindex.Version{Ref: uint64(i)})
+			}
+			for _, reverse := range []bool{false, true} {
+				got := scanAll(table, nil, nil, false, n, reverse, 100)
+				if !slices.Equal(got, within(m.state(n), nil, nil, false, reverse)) {
+					t.Errorf("reverse %v: wrong order", reverse)
+				}
+			}
+			all := m.state(n)
+			for range 50 {
+				lo := c.key(r.IntN(n))
+				got := scanAll(table, lo, nil, true, n, false, n)
+				if want := within(all, lo, nil, true, false); !slices.Equal(got, want) {
+					t.Fatalf("above %q: got %d entries, want %d", lo, len(got), len(want))
+				}
+			}
+			if err := table.Check(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestKeyBehindLooseOnes inserts a key behind a leaf that holds loose entries,
+// and shares less with them than they share with each other.
+func TestKeyBehindLooseOnes(t *testing.T) {
+	table, m := memindex.New(), newModel()
+	ref := uint64(0)
+	insert := func(key string) {
+		ref++
+		table.Insert([]byte(key), ref, memindex.Put)
+		m.insert(key, memindex.Version{Ref: ref})
+	}
+	for i := range 2000 {
+		insert(fmt.Sprintf("account:%08d", 2*i))
+	}
+	for _, key := range []string{"account:00003801", "account:00003803", "b", "a", "account:00003999"} {
+		insert(key)
+		for _, reverse := range []bool{false, true} {
+			got := scanAll(table, nil, nil, false, ref+1, reverse, 77)
+			if !slices.Equal(got, within(m.state(ref+1), nil, nil, false, reverse)) {
+				t.Fatalf("reverse %v: wrong after %q", reverse, key)
+			}
+		}
+	}
+	if err := table.Check(); err != nil {
+		t.Error(err)
 	}
 }
