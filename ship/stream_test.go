@@ -3,6 +3,7 @@ package ship_test
 import (
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"shiplog/ship"
 )
@@ -34,8 +35,12 @@ func TestStreamAndAcks(t *testing.T) {
 		if n.Committed() >= end || n.Visible() >= end {
 			t.Errorf("follower takes %s for committed, which it is not", n.Committed())
 		}
+		told := time.Now()
 		l.commit()
 		f.reaches(end)
+		if d := time.Since(told); d > 10*time.Millisecond { // of virtual time
+			t.Errorf("the follower heard of the committed mark after %v", d)
+		}
 		until(t, "visible", func() bool { return l.acked(n.log.NodeID()).Visible == end })
 	})
 }

@@ -93,6 +93,9 @@ func TestOverTCP(t *testing.T) {
 			f := startFollower(t, n, o)
 			f.reaches(l.log.Head())
 			samePrefix(t, l.log, n.log)
+			if st := f.f.Status(); st.Attempts != 1 {
+				t.Errorf("%d connections, the last ended with %v", st.Attempts, st.LastError)
+			}
 			until(t, "voter", func() bool { return l.isVoter(n.log.NodeID()) })
 			for range 200 {
 				end := l.write(t, 1+rng.IntN(9000), rng)
