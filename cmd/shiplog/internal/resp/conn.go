@@ -21,6 +21,8 @@ const (
 	holdBytes   = 8 << 20  // and wait for the client from here on
 	writeChunk  = 1 << 20  // bytes that must get out within one WriteTimeout
 	partialRate = 64 << 10 // bytes a second that a long command must come in with
+	manyArgs    = 1024     // arguments of a command from which on their slices are accounted for
+	argBytes    = 48       // what an argument takes of them, in argv and in a run
 )
 
 // conn is a client's connection. Its goroutine owns all but what is said to be shared.
@@ -45,6 +47,7 @@ type conn struct {
 	outHeld   int64 // bytes accounted for with the server, for out
 	relieveAt int   // bytes of out at which relieve is tried next
 	argv      [][]byte
+	argsHeld  int64                    // bytes accounted for with the server, for argv and run
 	onValue   func(value []byte) error // appends a value to out; made once, for the path of GET
 	run       run
 	batch     Batch
@@ -152,7 +155,7 @@ func (c *conn) burst() bool {
 		if err != nil {
 			c.commitRun()
 			c.srv.stats.protocolErrors.Add(1)
-			c.out.error("ERR " + err.Error())
+			c.out.failure(err)
 			c.closing = true
 		}
 		if argv != nil {
@@ -169,6 +172,13 @@ func (c *conn) burst() bool {
 		}
 	}
 	c.commitRun()
+	if c.argsHeld != 0 { // of commands that were no writes
+		c.hold(-c.argsHeld)
+		c.argsHeld = 0
+	}
+	if cap(c.argv) > manyArgs {
+		c.argv = nil
+	}
 	c.account()
 	return c.flush() == nil && !c.closing
 }
@@ -199,6 +209,14 @@ func (c *conn) next() ([][]byte, error) {
 				continue
 			}
 			return args, nil
+		}
+		if c.scan.total > manyArgs {
+			// A short argument takes more memory than bytes of input.
+			more := int64(c.scan.total) * argBytes
+			if err := c.hold(more); err != nil {
+				return nil, err
+			}
+			c.argsHeld += more
 		}
 		if c.scan.total == 0 {
 			continue // *0 and *-1 have no reply

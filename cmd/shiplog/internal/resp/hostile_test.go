@@ -251,3 +251,18 @@ func FuzzProtocol(f *testing.F) {
 		}
 	})
 }
+
+// TestManySmallArguments: the slices of arguments count as memory too, and are given back.
+func TestManySmallArguments(t *testing.T) {
+	s := start(t, func(o *resp.Options) { o.ClientMemory = 16 << 20 })
+	c := s.dial(t)
+	const n = 200_000
+	c.send("*" + fmt.Sprint(n+1) + "\r\n$6\r\nEXISTS\r\n" + strings.Repeat("$1\r\nk\r\n", n))
+	c.expect(":0\r\n")
+	c.send("*" + fmt.Sprint(2*n+1) + "\r\n$6\r\nEXISTS\r\n" + strings.Repeat("$1\r\nk\r\n", 2*n))
+	c.expect("-OOM client buffers of this node are full\r\n")
+	until(t, func() bool { return s.Stats().Clients == 0 })
+	if held := s.Stats().ClientMemory; held != 0 {
+		t.Errorf("%d bytes are held for nobody", held)
+	}
+}

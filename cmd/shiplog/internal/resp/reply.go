@@ -130,6 +130,8 @@ func errorText(err error) string {
 		return "MISCONF Errors writing to the AOF file: No space left on device"
 	case errors.Is(err, ErrPoisoned):
 		return "MISCONF Errors writing to the AOF file: " + err.Error()
+	case errors.Is(err, errNoRoom):
+		return errNoClientSpace
 	case errors.Is(err, ErrConflict):
 		return "TRYAGAIN " + err.Error()
 	}

@@ -54,7 +54,7 @@ func (r *run) literal(p []byte) {
 }
 
 func (r *run) reset() {
-	if cap(r.entries) > 1024 {
+	if cap(r.entries) > 1024 || cap(r.args) > 4096 || cap(r.lits) > flushBytes {
 		*r = run{}
 		return
 	}
@@ -81,12 +81,22 @@ func (c *conn) commitRun() {
 	if !c.run.pending() {
 		return
 	}
+	commit := c.commitPlain
 	if c.run.conditional {
-		c.commitConditional(&c.run)
+		commit = c.commitConditional
+	}
+	if n := int64(c.run.bytes); n <= flushBytes {
+		commit(&c.run)
+	} else if c.hold(n) == nil { // the store's copy
+		commit(&c.run)
+		c.hold(-n)
+		c.batch = nil // batches keep their memory
 	} else {
-		c.commitPlain(&c.run)
+		c.failRun(&c.run, errNoRoom, nil)
 	}
 	c.run.reset()
+	c.hold(-c.argsHeld)
+	c.argsHeld = 0
 }
 
 func (c *conn) commitPlain(r *run) {

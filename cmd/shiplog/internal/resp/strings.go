@@ -34,8 +34,6 @@ func get(c *conn, args [][]byte) {
 	case errors.Is(err, ErrNotFound):
 		c.misses++
 		c.out.null()
-	case errors.Is(err, errNoRoom):
-		c.out.error(errNoClientSpace)
 	default:
 		c.out.failure(err)
 	}
