@@ -71,9 +71,10 @@ func play(w *world) error {
 
 // TestCrashAnywhere lets the machine lose power at each change that a workload makes, and looks at what is left.
 func TestCrashAnywhere(t *testing.T) {
+	t.Parallel()
 	seeds := []uint64{0, 1, 2, 3, 4, 5}
 	if testing.Short() {
-		seeds = []uint64{0, 1, 2}
+		seeds = []uint64{0, 2}
 	}
 	points := 0
 	for k := 0; ; k++ {
@@ -189,9 +190,10 @@ func goOn(w *world, d *waltest.Disk) error {
 // TestCrashDuringRecovery lets the machine lose power at each change that recovery makes, and wants the outcome
 // that an undisturbed recovery has.
 func TestCrashDuringRecovery(t *testing.T) {
-	step := 3
+	t.Parallel()
+	step := 5
 	if testing.Short() {
-		step = 11
+		step = 23
 	}
 	points := 0
 	for k := 0; ; k += step {
@@ -252,7 +254,8 @@ func items(w *world, d *waltest.Disk) ([]item, error) {
 
 // TestKillAnywhere kills the process, not the machine, at each change: all that was appended is there.
 func TestKillAnywhere(t *testing.T) {
-	for k := 0; ; k += 2 {
+	t.Parallel()
+	for k := 0; ; k += 3 {
 		d := waltest.NewDisk()
 		in := d.Inject(waltest.Fault{Skip: k, Crash: true})
 		w := newWorld(d, dbDir)

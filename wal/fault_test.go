@@ -17,9 +17,13 @@ import (
 // TestFaultAnywhere makes each change that a workload makes fail, once or from then on, goes on, and then looks at what
 // a loss of power, or a restart of the process alone, leaves of what was acknowledged.
 func TestFaultAnywhere(t *testing.T) {
-	poisoned := 0
+	t.Parallel()
+	poisoned, step := 0, 1
+	if testing.Short() {
+		step = 5
+	}
 	for _, times := range []int{1, waltest.Forever} {
-		for k := 0; ; k++ {
+		for k := 0; ; k += step {
 			d := waltest.NewDisk()
 			in := d.Inject(waltest.Fault{Skip: k, Times: times, Bytes: int64(k) * 37 % 1000})
 			w := newWorld(d, dbDir)

@@ -31,8 +31,7 @@ func closedSmall(t *testing.T, steps ...func(w *world) error) *small {
 		t.Fatal(err)
 	}
 	s.marked = s.end
-	s.files = s.disk.Files()
-	return s
+	return s.shorten(t)
 }
 
 // killedSmall lost power after its last sync: damage that nothing behind it speaks against cannot be told from a torn
@@ -42,6 +41,17 @@ func killedSmall(t *testing.T, steps ...func(w *world) error) *small {
 	s := buildSmall(t, "killed", steps)
 	s.disk = s.disk.Crash(0)
 	_ = s.world.log.Close()
+	return s.shorten(t)
+}
+
+// shorten takes most of the zeros behind the end from the last file, which reads as before and copies faster.
+func (s *small) shorten(t *testing.T) *small {
+	t.Helper()
+	size := wal.LSN(s.world.opts.SegmentSize)
+	base := s.end / size * size
+	if err := s.disk.TruncateFile(s.segment(base), min(int64(size), int64(s.end-base)+1000)); err != nil {
+		t.Fatal(err)
+	}
 	s.files = s.disk.Files()
 	return s
 }
@@ -221,20 +231,24 @@ func reopen(w *world) error {
 }
 
 // tiny is a log of a few hundred bytes with frames of each kind.
-var tiny = []func(w *world) error{sync1(20), reopen, sync1(30, 0), sync1(400), (*world).epoch, sync1(10), sync1(17)}
+var tiny = []func(w *world) error{sync1(20), reopen, sync1(300), sync1(30, 0), (*world).epoch, sync1(10), sync1(7)}
 
 // TestEveryBit inverts each bit of a small database, in each of its files, and looks at what comes of it.
 func TestEveryBit(t *testing.T) {
+	t.Parallel()
 	for _, s := range []*small{closedSmall(t, tiny...), killedSmall(t, tiny...)} {
 		t.Run(s.name, func(t *testing.T) {
 			c := newTally(t)
 			for name, p := range s.files {
 				log := name == s.segment(0)
 				for off := range p {
-					if log && wal.LSN(off) > s.end+64 && off%4099 != 0 || !log && off%4096 > 128 && off%509 != 0 {
+					if log && wal.LSN(off) > s.end+64 && off%509 != 0 || !log && off%4096 > 128 && off%509 != 0 {
 						continue // zeros like those before
 					}
 					for bit := range 8 {
+						if testing.Short() && (off+bit)%3 != 0 {
+							continue
+						}
 						q := bytes.Clone(p)
 						q[off] ^= 1 << bit
 						at, to := wal.LSN(0), wal.LSN(0)
@@ -272,13 +286,14 @@ func TestFirstHeader(t *testing.T) {
 
 // TestEveryLength gives the segment file of a small database each length, and each other file too.
 func TestEveryLength(t *testing.T) {
+	t.Parallel()
 	for _, s := range []*small{closedSmall(t, tiny...), killedSmall(t, tiny...)} {
 		t.Run(s.name, func(t *testing.T) {
 			c := newTally(t)
 			for name, p := range s.files {
 				for n := range p {
 					log := name == s.segment(0)
-					if log && wal.LSN(n) > s.end+64 && n%997 != 0 || !log && n%4096 > 128 && n%509 != 0 {
+					if log && wal.LSN(n) > s.end+64 && n%509 != 0 || !log && n%4096 > 128 && n%509 != 0 {
 						continue
 					}
 					at, to := wal.LSN(0), wal.LSN(0)
@@ -305,13 +320,15 @@ var medium = []func(w *world) error{
 
 // TestDamagedBlocks zeroes sectors, swaps blocks, and inverts bits here and there in a log of several segments.
 func TestDamagedBlocks(t *testing.T) {
+	t.Parallel()
 	for _, s := range []*small{closedSmall(t, medium...), killedSmall(t, medium...)} {
 		t.Run(s.name, func(t *testing.T) {
 			c := newTally(t)
 			size := s.world.opts.SegmentSize
 			for base := wal.LSN(0); base < s.end; base += wal.LSN(size) {
 				name := s.segment(base)
-				p := s.files[name]
+				p := make([]byte, size)
+				copy(p, s.files[name])
 				overwrite := func(what string, changes map[int][]byte) {
 					q := bytes.Clone(p)
 					at, to := wal.LSN(1<<63), wal.LSN(0)

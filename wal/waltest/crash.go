@@ -392,10 +392,14 @@ func (d *Disk) WriteFile(name string, p []byte) error {
 	if err != nil {
 		return pathError("write", name, err)
 	}
-	if err := d.TruncateFile(name, 0); err != nil {
-		return err
-	}
-	return d.Overwrite(name, 0, p)
+	return d.edit(name, func(n *inode) error {
+		if err := d.resize(n, int64(len(p))); err != nil {
+			return err
+		}
+		d.reserve(n, 0, int64(len(p)))
+		copy(n.visible.b, p)
+		return nil
+	})
 }
 
 // ReadFile returns the visible bytes of a file, whatever faults are in place.
