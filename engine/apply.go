@@ -193,11 +193,30 @@ func (db *DB) setRule(rule wal.Rule) {
 	m.advance()
 }
 
-// cutTo cuts the log back to lsn and takes the same from the index. The applier must not be running.
-func (db *DB) cutTo(lsn wal.LSN) error {
-	if err := db.log.Truncate(lsn); err != nil {
-		return fmt.Errorf("cut back to %v: %w", lsn, err)
+// CutLog cuts a follower's log back to lsn, the end of a frame, and takes the same from the index. What is
+// cut is kept in diverged/. It never goes below the committed mark. Durable on return.
+func (db *DB) CutLog(lsn wal.LSN) error {
+	db.roleMu.Lock()
+	defer db.roleMu.Unlock()
+	switch {
+	case db.closed.Load():
+		return ErrClosed
+	case !db.follower.Load():
+		return fmt.Errorf("cut back to %v: this node is the leader", lsn)
+	case lsn < db.marks.committedLSN():
+		return fmt.Errorf("cut back to %v: everything up to %v is committed", lsn, db.marks.committedLSN())
 	}
-	db.idx.CutFrom(refAt(lsn))
-	return nil
+	db.applier.stop()
+	err := db.log.Truncate(lsn)
+	if err == nil {
+		db.idx.CutFrom(refAt(lsn))
+		db.marks.cut(db.log.BatchEnd(), db.log.Durable())
+	} else {
+		err = fmt.Errorf("cut back to %v: %w", lsn, err)
+	}
+	db.applier = db.startApplier(db.marks.indexedLSN())
+	return err
 }
+
+// LogTime is log time in unix milliseconds: what the leader's heartbeats carry, and what expiry is judged by.
+func (db *DB) LogTime() int64 { return db.clock.read() }

@@ -30,7 +30,6 @@ type marks struct {
 	followers map[wal.NodeID]*follower
 	changed   chan struct{} // closed and replaced when someone waits for any change
 	subs      map[chan<- struct{}]struct{}
-	hasSubs   atomic.Bool
 	failed    error // sticky: the log was poisoned
 }
 
@@ -101,6 +100,15 @@ func (m *marks) applied(end wal.LSN) {
 	m.mu.Lock()
 	m.indexed.Store(uint64(end))
 	m.advance()
+	m.signal()
+	m.mu.Unlock()
+}
+
+// cut lowers the marks after the log was cut back: to its last batch end, and to its durable mark.
+func (m *marks) cut(batchEnd, durable wal.LSN) {
+	m.mu.Lock()
+	m.indexed.Store(min(m.indexed.Load(), uint64(batchEnd)))
+	m.durable.Store(min(m.durable.Load(), uint64(durable)))
 	m.signal()
 	m.mu.Unlock()
 }

@@ -176,6 +176,14 @@ func (db *DB) Fence(e wal.Epoch) error {
 	return db.log.Promise(e)
 }
 
+// AwaitsSync reports whether anybody waits for followers' disks now: the rule, or a call that asked for more than the rule.
+func (db *DB) AwaitsSync() bool {
+	m := &db.marks
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return Level(m.rule.Level).kind() >= levelReplicated || len(m.late) > 0
+}
+
 // admit holds a write back while its rule cannot be met or too much is unconfirmed. Nothing has
 // been written when it returns an error.
 func (db *DB) admit(ctx context.Context, c *commit, deadline time.Time) error {

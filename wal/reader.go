@@ -307,8 +307,8 @@ func (l *Log) isClosed() bool {
 // ReadAt copies raw bytes of the log, headers and seals included, from [at, Head). They are not verified. It returns
 // io.EOF with fewer bytes than asked for where the head is nearer. Above the durable mark a poisoned log gives none.
 func (l *Log) ReadAt(p []byte, at LSN) (n int, err error) {
+	end := l.Head() // before the segments: what is below it has one in the list
 	sl := l.segs.Load()
-	end := l.Head()
 	if err := l.Err(); err != nil {
 		end = min(end, l.Durable())
 	}
