@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -613,11 +614,9 @@ func (l *Log) beginSegment(h *Header) error {
 	}
 	l.next = p.more
 	b := h.Marshal()
-	if _, err := p.file.WriteAt(b[:], 0); err != nil {
+	_, err := p.file.WriteAt(b[:], 0)
+	if err = errors.Join(err, p.file.Close()); err != nil {
 		return l.poisonWith(fmt.Errorf("write segment %s: %w", p.path, err))
-	}
-	if err := p.file.Close(); err != nil {
-		return l.poisonWith(err)
 	}
 	s := &segment{path: p.path, header: *h}
 	return l.adopt(s, p.alloc)

@@ -93,6 +93,9 @@ func TestCrashAnywhere(t *testing.T) {
 		if err != nil && !errors.Is(err, waltest.ErrCrashed) {
 			t.Fatalf("crash at change %d: %v", k, err)
 		}
+		if open := d.Open(); len(open) > 0 {
+			t.Fatalf("crash at change %d: left open: %q", k, open)
+		}
 		for _, seed := range seeds {
 			if seed > 1 {
 				seed += uint64(k) * 1000

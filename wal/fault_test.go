@@ -31,6 +31,9 @@ func TestFaultAnywhere(t *testing.T) {
 			if err != nil {
 				t.Fatalf("fault at change %d, %d times: %v", k, times, err)
 			}
+			if open := d.Open(); len(open) > 0 {
+				t.Fatalf("fault at change %d, %d times: left open: %q", k, times, open)
+			}
 			if in.Hits() == 0 {
 				break
 			}

@@ -2,6 +2,7 @@ package wal
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,6 +15,8 @@ type keeper struct {
 	quit  chan struct{}
 	done  chan struct{}
 	once  sync.Once
+
+	held atomic.Bool // the mark was lost, and what is left of the log is not accepted: no mark may say so
 
 	mu   sync.Mutex // guards file
 	file *markFile  // opened at the first write
@@ -76,7 +79,7 @@ func (k *keeper) writeMark() error {
 		return nil
 	}
 	l := k.log
-	if l.Empty() || l.Err() != nil {
+	if l.Empty() || l.Err() != nil || k.held.Load() {
 		return nil
 	}
 	k.mu.Lock()

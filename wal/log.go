@@ -96,6 +96,10 @@ func Open(dir string, o *Options) (*Log, error) {
 	}
 	if !l.opts.ReadOnly {
 		l.keeper = startKeeper(l, last)
+		l.keeper.held.Store(l.report.MarkLost)
+		if err := l.keeper.writeMark(); err != nil { // recovery has made durable what was not known to be
+			l.opts.Logger.Warn("mark file not written", "error", err)
+		}
 	}
 	return l, nil
 }
@@ -306,6 +310,7 @@ func (l *Log) AcceptMark() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.report.MarkLost = false
+	l.keeper.held.Store(false)
 	l.keeper.kick()
 }
 

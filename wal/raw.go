@@ -259,17 +259,20 @@ func (l *Log) found(h *Header) error {
 	if err := l.beginSegment(h); err != nil {
 		return err
 	}
-	// The header first: a node file that names a database says that there is one.
+	// The header first, then a mark: a node file that names a database says that both are there.
 	if err := l.tipFile.file.Datasync(); err != nil {
 		return l.poisonWith(fmt.Errorf("sync segment: %w", err))
 	}
-	l.nodeMu.Lock()
-	err := l.bindDatabase(h.Database)
-	l.nodeMu.Unlock()
+	l.durable.Store(uint64(h.Base))
+	err := l.keeper.writeMark()
+	if err == nil {
+		l.nodeMu.Lock()
+		err = l.bindDatabase(h.Database)
+		l.nodeMu.Unlock()
+	}
 	if err != nil {
 		return errors.Join(err, l.unfound())
 	}
-	l.durable.Store(uint64(h.Base))
 	return nil
 }
 
@@ -278,6 +281,7 @@ func (l *Log) unfound() error {
 	s := l.tip
 	l.tipFile.unpin()
 	l.tip, l.tipFile, l.cur = nil, nil, cursor{}
+	l.durable.Store(0)
 	l.segs.Store(&segList{size: s.header.SegmentSize})
 	l.history.Store(&[]HistoryEntry{})
 	l.handles.drop(s)

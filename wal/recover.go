@@ -29,6 +29,7 @@ func (l *Log) open() (last mark, err error) {
 	if len(segs) == 0 {
 		return last, l.openEmpty(stray)
 	}
+	founded := !l.node.database.IsZero()
 	if err := l.bindDatabase(segs[0].header.Database); err != nil {
 		return last, err
 	}
@@ -40,7 +41,7 @@ func (l *Log) open() (last mark, err error) {
 	if err != nil {
 		return last, err
 	}
-	l.report.MarkLost = !marked && l.node.clean == noLSN && !l.opts.ReadOnly && !l.young(segs)
+	l.report.MarkLost = !marked && l.node.clean == noLSN && !l.opts.ReadOnly && (founded || !l.young(segs))
 	// 5. Scan from the segment that holds the mark to the first frame that does not validate.
 	s := l.scan(segs, last.durable)
 	if s.err != nil {
@@ -314,8 +315,7 @@ func (l *Log) removeStray(stray []string) error {
 	return nil
 }
 
-// young reports whether the log is so short that a mark may never have been written: one segment, with nothing durable
-// promised in it.
+// young reports whether the log may never have been founded to the end, and have no mark for that reason.
 func (l *Log) young(segs []*segment) bool { return len(segs) == 1 && segs[0].base() == 0 }
 
 // scanned is where the scan of recovery has ended.
