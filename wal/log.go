@@ -106,6 +106,9 @@ func Open(dir string, o *Options) (*Log, error) {
 
 func (l *Log) segDir() string { return filepath.Join(l.dir, "log") }
 
+// Dir returns the directory that was opened.
+func (l *Log) Dir() string { return l.dir }
+
 // Recovery returns what Open found.
 func (l *Log) Recovery() RecoveryReport { return l.report }
 

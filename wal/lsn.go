@@ -17,7 +17,7 @@ func (l LSN) String() string { return fmt.Sprintf("%016x", uint64(l)) }
 // ParseLSN reads what [LSN.String] writes: up to 16 hexadecimal digits.
 func ParseLSN(s string) (LSN, error) {
 	v, err := strconv.ParseUint(s, 16, 64)
-	if err != nil {
+	if err != nil || len(s) > 16 {
 		return 0, fmt.Errorf("wal: parse LSN %q: want up to 16 hexadecimal digits", s)
 	}
 	return LSN(v), nil
