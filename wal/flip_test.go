@@ -2,6 +2,7 @@ package wal_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -118,6 +119,9 @@ func (s *small) damage(other map[string][]byte, at, to wal.LSN) (string, error) 
 	}
 	o := s.world.opts
 	o.FS = d
+	if err := s.verify(&o, at, to); err != nil {
+		return "", err
+	}
 	l, err := wal.Open(dbDir, &o)
 	if err != nil {
 		var c *wal.CorruptError
@@ -168,6 +172,26 @@ func (s *small) damage(other map[string][]byte, at, to wal.LSN) (string, error) 
 		return "", fmt.Errorf("cut at %v, the damage is at %v", report.CutFrom, at)
 	}
 	return "cut", nil
+}
+
+// verify shows that Verify, which reads everything, meets damage between two LSNs.
+func (s *small) verify(o *wal.Options, at, to wal.LSN) error {
+	r, err := wal.Verify(context.Background(), dbDir, o)
+	if err != nil {
+		if errors.Is(err, &wal.CorruptError{}) {
+			return nil
+		}
+		return fmt.Errorf("verify: %w", err)
+	}
+	if to > at && at < s.end && r.OK() && r.TornBytes == 0 && r.End >= s.end {
+		return fmt.Errorf("verify did not see damage at %v", at)
+	}
+	for _, c := range r.Damage {
+		if c.Path == "" || c.Reason == "" {
+			return fmt.Errorf("verify: damage without a place: %w", c)
+		}
+	}
+	return nil
 }
 
 // copyOut copies a log whose damage no reader meets, as to a follower, which must refuse it there.
