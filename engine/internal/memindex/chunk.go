@@ -37,7 +37,8 @@ func (c *Chunk) More() bool { return c.more }
 // Reset empties the chunk and keeps its memory.
 func (c *Chunk) Reset() {
 	if c.keys == nil {
-		c.keys = make([]byte, 0, 1024)
+		// Never nil: as an upper bound, the empty key is one, and nil is none.
+		c.keys, c.at = make([]byte, 0, 1024), make([]byte, 0, 64)
 	}
 	c.keys, c.ends, c.versions, c.more = c.keys[:0], c.ends[:0], c.versions[:0], false
 }

@@ -6,6 +6,9 @@ import (
 	"fmt"
 )
 
+// ScanHold is the number of entries that a scan looks at under one hold.
+const ScanHold = scanHold
+
 // SetHashMask makes hashes collide; the table is empty.
 func (t *Table) SetHashMask(m uint64) { t.hashMask = m }
 

@@ -78,7 +78,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			table := memindex.New()
-			first, second := growth(table, 200_000, func(i uint64) { c.step(table, i) })
+			first, second := growth(table, 200_000/scale, func(i uint64) { c.step(table, i) })
 			if limit := fixed + perKey*c.live; second > limit {
 				t.Errorf("%d live keys in %d bytes (%d half-way), limit %d", c.live, second, first, limit)
 			}
@@ -123,7 +123,7 @@ func TestSnapshotMemoryComesBack(t *testing.T) {
 
 // TestManyLeaves grows the tree to several branches and shrinks it again.
 func TestManyLeaves(t *testing.T) {
-	n := uint64(300_000) // ascending, a branch covers 262,144
+	n := uint64(300_000) / scale // ascending, a branch covers 262,144
 	if testing.Short() {
 		n = 30_000
 	}
