@@ -7,7 +7,7 @@
 // all. Frames are bound to their position and to the database by their checksum, so that two copies of one log
 // hold the same bytes at the same positions and either can check what it takes from the other.
 //
-// What is durable is explicit: Append with sync, or [Log.Sync], returns only after the operating system has
+// What is durable is explicit: [Log.Append] makes nothing durable; [Log.Sync] returns only after the operating system has
 // confirmed that the bytes are on disk; [Log.Durable] is the position below which this holds. The first failed
 // sync is final: the log turns read-only ([ErrPoisoned]) until it is opened again, and recovery then rewrites
 // whatever was not known to be durable before it counts as such.

@@ -32,7 +32,6 @@ type Log struct {
 	listenMu   sync.Mutex // serialises changes of listeners
 
 	mu      sync.Mutex // the appender's: guards everything down to the blank line
-	empty   bool
 	closed  bool
 	cur     cursor
 	tip     *segment              // the segment that is written

@@ -41,6 +41,7 @@ type process struct {
 	t                testing.TB
 	cmd              *exec.Cmd
 	stderr           bytes.Buffer
+	dir              string
 	resp, ship, http string
 	scheme           string
 	web              http.Client
@@ -69,18 +70,49 @@ func startNode(t testing.TB, dir string, args ...string) *process {
 // startTLSNode is startNode for a node that serves TLS with a certificate of the pool's; nil: plain.
 func startTLSNode(t testing.TB, dir string, pool *x509.CertPool, args ...string) *process {
 	t.Helper()
-	addrs := ports(t, 3)
-	p := &process{t: t, resp: addrs[0], ship: addrs[1], http: addrs[2], scheme: "http"}
+	p := newNode(t, dir, args...)
 	if pool != nil {
 		p.scheme = "https"
 		p.web.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
 	}
-	p.args = append([]string{"serve", "--dir", dir, "--listen", p.resp, "--ship", p.ship, "--http", p.http}, args...)
 	p.start()
 	return p
 }
 
+// newNode is a node that is not running yet.
+func newNode(t testing.TB, dir string, args ...string) *process {
+	t.Helper()
+	addrs := ports(t, 3)
+	p := &process{t: t, dir: dir, resp: addrs[0], ship: addrs[1], http: addrs[2], scheme: "http"}
+	p.args = append([]string{"serve", "--dir", dir, "--listen", p.resp, "--ship", p.ship, "--http", p.http}, args...)
+	return p
+}
+
+// start runs the node and waits until it serves.
 func (p *process) start() {
+	p.t.Helper()
+	p.launch()
+	p.until("answers", func() bool {
+		res, err := p.web.Get(p.scheme + "://" + p.http + "/healthz")
+		if err != nil {
+			return false
+		}
+		res.Body.Close()
+		return res.StatusCode == http.StatusOK || len(p.args) > 0 && strings.Contains(strings.Join(p.args, " "), "--follow")
+	})
+}
+
+// kill ends the node's process with SIGKILL.
+func (p *process) kill() {
+	p.t.Helper()
+	if err := p.cmd.Process.Kill(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.cmd.Wait()
+}
+
+// launch runs the node and waits for nothing.
+func (p *process) launch() {
 	p.t.Helper()
 	p.cmd = exec.Command(os.Args[0], p.args...)
 	p.cmd.Env = append(os.Environ(), runAsMain+"=1")
@@ -92,14 +124,6 @@ func (p *process) start() {
 	p.t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
-	})
-	p.until("answers", func() bool {
-		res, err := p.web.Get(p.scheme + "://" + p.http + "/healthz")
-		if err != nil {
-			return false
-		}
-		res.Body.Close()
-		return res.StatusCode == http.StatusOK || len(p.args) > 0 && strings.Contains(strings.Join(p.args, " "), "--follow")
 	})
 }
 
