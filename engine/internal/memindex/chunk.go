@@ -4,6 +4,10 @@ package memindex
 // with copies of their keys. The zero value is ready; using one again saves
 // the allocations. It belongs to one goroutine at a time.
 type Chunk struct {
+	// Deletes asks for keys whose visible version is a Delete too, which scans
+	// leave out otherwise.
+	Deletes bool
+
 	keys     []byte
 	ends     []int // end of each key in keys
 	versions []Version

@@ -193,7 +193,7 @@ func (t *Table) pruneNode(addr uint32, floor uint64) {
 	s := &t.shards[id]
 	s.mu.Lock()
 	sp := *t.arena.published.Load() // of now: the chain may reach into new chunks
-	if metaKind(w[1]) == Delete && w[0] < floor {
+	if metaKind(w[1]) == Delete && w[0] < floor && !t.over {
 		t.slotBytes.Add(-int64(s.remove(int(id), tag, addr)))
 		s.mu.Unlock()
 		j.dead = append(j.dead, entry{addr: addr})
@@ -201,7 +201,7 @@ func (t *Table) pruneNode(addr uint32, floor uint64) {
 	}
 	rest := sp.cutBelow(w, floor)
 	ref := w[0]
-	keep := metaKind(w[1]) == Delete
+	keep := metaKind(w[1]) == Delete && !t.over
 	if v := metaPrev(w[1]); v != 0 && metaPrev(sp.node(v)[1]) != 0 {
 		keep = true
 	}

@@ -150,7 +150,7 @@ func (t *Table) take(sp space, dst *Chunk, addrs []uint32, at uint64) {
 			}
 			ref, kind = v.Ref, v.Kind
 		}
-		if kind == Delete {
+		if kind == Delete && !dst.Deletes {
 			continue
 		}
 		dst.add(sp.node(a), metaLen(m), Version{ref, kind})

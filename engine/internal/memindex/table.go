@@ -36,6 +36,7 @@ const busyRef = math.MaxUint64
 // Inserting starts a goroutine now and then that does a bounded piece of work
 // and ends; there is nothing to close.
 type Table struct {
+	over  bool // deletes are kept: they hide what older tables hold
 	floor atomic.Uint64
 	live  atomic.Int64
 	seed  maphash.Seed
@@ -74,9 +75,16 @@ type Table struct {
 	arenaBytes, slotBytes, treeBytes, ringBytes, queueBytes atomic.Int64
 }
 
-// New returns an empty table.
-func New() *Table {
-	t := &Table{seed: maphash.MakeSeed(), hashMask: math.MaxUint64}
+// New returns an empty table that stands alone: a deleted key that nobody can
+// see any more leaves it.
+func New() *Table { return newTable(false) }
+
+// NewOver returns an empty table that lies over older ones: a delete, also of a
+// key that is not in the table, stays in it, because it hides what they hold.
+func NewOver() *Table { return newTable(true) }
+
+func newTable(over bool) *Table {
+	t := &Table{over: over, seed: maphash.MakeSeed(), hashMask: math.MaxUint64}
 	t.arena.init()
 	return t
 }
@@ -166,8 +174,8 @@ func (t *Table) pushNew(addr uint32, ref uint64) {
 }
 
 // Get returns the newest version of key below at. It may be a Delete. ok is
-// false if there is none. A key that is deleted and that nobody above the
-// floor can see otherwise may be reported either way.
+// false if there is none. In a table that stands alone, a key that is deleted
+// and that nobody above the floor can see otherwise may be reported either way.
 func (t *Table) Get(key []byte, at uint64) (_ Version, ok bool) {
 	id, tag := split(t.hash(key))
 	s := &t.shards[id]
