@@ -10,6 +10,8 @@ import (
 // Batch collects operations that one Commit applies atomically and in order. It is not safe for
 // concurrent use; after Commit it may be Reset and used again. Operations that break a limit are
 // remembered, and Commit answers with the first such error without writing anything.
+//
+// A batch of deletes alone may use the space that the log holds in reserve, so that a full disk can be cleared.
 type Batch struct {
 	w   wal.Batch
 	err error
@@ -21,7 +23,7 @@ func (b *Batch) Put(key, value []byte) {
 		return
 	}
 	b.w.Buf = appendPut(b.w.Buf, key, value)
-	b.w.End()
+	b.end(false)
 }
 
 // PutTTL sets key to value until the expiry, to the millisecond; judged by log time on every node alike.
@@ -34,7 +36,7 @@ func (b *Batch) putTTL(key, value []byte, expiryMs int64) {
 		return
 	}
 	b.w.Buf = appendPutTTL(b.w.Buf, key, value, expiryMs)
-	b.w.End()
+	b.end(false)
 }
 
 // Delete removes key, if it is there.
@@ -43,7 +45,7 @@ func (b *Batch) Delete(key []byte) {
 		return
 	}
 	b.w.Buf = appendDelete(b.w.Buf, key)
-	b.w.End()
+	b.end(true)
 }
 
 // DeleteRange removes every key in [start, end) that is there when the batch is committed; an empty
@@ -53,6 +55,12 @@ func (b *Batch) DeleteRange(start, end []byte) {
 		return
 	}
 	b.w.Buf = appendDeleteRange(b.w.Buf, start, end)
+	b.end(true)
+}
+
+// end ends the operation that was appended. A batch is urgent while all its operations give space back.
+func (b *Batch) end(givesBack bool) {
+	b.w.Urgent = givesBack && (b.w.Urgent || b.w.Len() == 0)
 	b.w.End()
 }
 

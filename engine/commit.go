@@ -36,9 +36,11 @@ type commit struct {
 	waiter
 	batch   *Batch
 	control wal.Control // instead of a batch
-	// decide runs in log order, in the leader's goroutine, and fills the batch from what it sees.
+	// decide runs in log order, in the leader's goroutine, and fills the batch from what it sees. It runs
+	// again when something that it saw was not written after all, on a full disk.
 	// Its error, or an empty batch, is an answer too: returned once all that it saw is visible.
 	decide  decision
+	given   int // operations that the batch had before decide
 	refused error
 	turn    chan struct{} // capacity 1: this commit is to lead
 	queued  bool          // guarded by pipeline.mu: not taken by a leader yet
@@ -67,7 +69,7 @@ func (c *commit) release() {
 		c.own.Reset()
 	}
 	c.end, c.level, c.err = 0, 0, nil
-	c.batch, c.control, c.decide, c.refused = nil, nil, nil, nil
+	c.batch, c.control, c.decide, c.given, c.refused = nil, nil, nil, 0, nil
 	commitPool.Put(c)
 }
 
@@ -97,7 +99,7 @@ func (db *DB) Commit(ctx context.Context, b *Batch, l Level) (Position, error) {
 func (db *DB) commitBatch(ctx context.Context, b *Batch, l Level, decide decision) (Position, error) {
 	c := newCommit()
 	c.own, *b = *b, c.own
-	c.batch, c.level, c.decide = &c.own, l, decide
+	c.batch, c.level, c.decide, c.given = &c.own, l, decide, c.own.Len()
 	pos, err := db.commit(ctx, c)
 	if !c.gone {
 		c.own, *b = *b, c.own
@@ -208,18 +210,30 @@ func (db *DB) abandon(c *commit, cause error) (Position, error) {
 		return Position{}, cause
 	}
 	p.mu.Unlock()
-	if !db.marks.leave(&c.waiter) {
+	end, left := db.marks.leave(&c.waiter)
+	if !left {
 		return db.outcome(c)
 	}
-	return Position{}, &OutcomeError{Position: db.position(c.end), Cause: cause}
+	return Position{}, &OutcomeError{Position: db.unsure(end), Cause: cause}
 }
 
 // outcome is the answer of a commit whose wait is over.
 func (db *DB) outcome(c *commit) (Position, error) {
+	if failed := (*OutcomeError)(nil); errors.As(c.err, &failed) { // of many: each has its own place in the log
+		return Position{}, &OutcomeError{Position: db.unsure(c.end), Cause: failed.Cause}
+	}
 	if c.err != nil {
 		return Position{}, c.err
 	}
 	return db.position(c.end), c.refused
+}
+
+// unsure is the position of a write whose outcome is not known; none where it had not got as far as the log.
+func (db *DB) unsure(end wal.LSN) Position {
+	if end == 0 {
+		return Position{}
+	}
+	return db.position(end)
 }
 
 // handOn passes the lead to the first in the queue. p.mu is held.
@@ -337,25 +351,31 @@ func (db *DB) appendGroup(group []*commit, durable bool) {
 
 // decide lets c see the state that all before it have made. It reports whether there is anything to append.
 func (db *DB) decide(c *commit, durable bool) bool {
-	err := c.decide(&view{db: db, overlay: &db.pipe.overlay}, c.batch)
-	if err == nil && c.batch.err != nil {
-		err = c.batch.err
+	for {
+		if c.given == 0 {
+			c.batch.Reset()
+		}
+		err := c.decide(&view{db: db, overlay: &db.pipe.overlay}, c.batch)
+		if err == nil && c.batch.err != nil {
+			err = c.batch.err
+		}
+		if err == nil && c.batch.Len() > 0 {
+			return true
+		}
+		// The answer rests on everything before it: it is given when that is visible.
+		if db.appendRun(durable) {
+			c.refused, c.level = err, Buffered
+			db.marks.enter(&c.waiter, db.marks.indexedLSN())
+			return false
+		}
 	}
-	if err == nil && c.batch.Len() > 0 {
-		return true
-	}
-	// The answer rests on everything before it: it is given when that is visible.
-	db.appendRun(durable)
-	c.refused, c.level, c.end = err, Buffered, db.marks.indexedLSN()
-	db.marks.enter(&c.waiter)
-	return false
 }
 
-// appendRun appends and indexes the collected batches as one group.
-func (db *DB) appendRun(durable bool) {
+// appendRun appends and indexes the collected batches as one group. It reports whether all of them were appended.
+func (db *DB) appendRun(durable bool) bool {
 	p := &db.pipe
 	if len(p.run) == 0 {
-		return
+		return true
 	}
 	run := p.run
 	p.run = p.run[:0]
@@ -367,20 +387,20 @@ func (db *DB) appendRun(durable bool) {
 	r, err := db.log.Append(p.batches, durable)
 	if err != nil {
 		db.appendFailed(run, durable, err)
-		return
+		return false
 	}
 	if push := db.push.Load(); push != nil {
 		(*push)()
 	}
 	p.waiters = p.waiters[:0]
 	for _, c := range run {
-		c.end = r.End
 		db.index(c.batch)
 		p.waiters = append(p.waiters, &c.waiter)
 	}
 	db.marks.appended(r.End, p.waiters)
 	clear(p.waiters)
 	clear(p.batches)
+	return true
 }
 
 // index enters the records of an appended batch into the index.
@@ -395,11 +415,12 @@ func (db *DB) index(b *Batch) {
 }
 
 // appendFailed answers the batches of a failed append. After a full disk each is tried alone, so
-// that one large batch does not refuse the small ones.
+// that one large batch does not refuse the small ones, or the deletes; decisions are made again, because what
+// they were made on may not have been written.
 func (db *DB) appendFailed(run []*commit, durable bool, err error) {
 	if errors.Is(err, wal.ErrPoisoned) {
 		for _, c := range run {
-			c.finish(&OutcomeError{Position: db.position(db.log.Head()), Cause: err})
+			c.finish(&OutcomeError{Cause: err})
 		}
 		db.poisoned(err)
 		return
@@ -411,6 +432,9 @@ func (db *DB) appendFailed(run []*commit, durable bool, err error) {
 		return
 	}
 	for _, c := range append([]*commit(nil), run...) {
+		if c.decide != nil && !db.decide(c, durable) {
+			continue
+		}
 		db.pipe.run = append(db.pipe.run[:0], c)
 		db.appendRun(durable)
 	}
@@ -432,7 +456,7 @@ func (db *DB) appendControl(c *commit) {
 	db.marks.appended(r.End, nil)
 	if _, err := db.log.Sync(); err != nil {
 		db.poisoned(err)
-		c.finish(&OutcomeError{Position: db.position(r.End), Cause: err})
+		c.finish(&OutcomeError{Cause: err})
 		return
 	}
 	c.finish(nil)
@@ -441,5 +465,5 @@ func (db *DB) appendControl(c *commit) {
 // poisoned ends every wait after a failed sync: no later success can be believed.
 func (db *DB) poisoned(err error) {
 	db.opts.Logger.Error("log poisoned", "error", err)
-	db.marks.fail(&OutcomeError{Position: db.position(db.log.Head()), Cause: err})
+	db.marks.fail(&OutcomeError{Cause: err})
 }

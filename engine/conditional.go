@@ -14,6 +14,7 @@ import (
 func (db *DB) PutIfAbsent(ctx context.Context, l Level, key, value []byte) (bool, Position, error) {
 	done := false
 	pos, err := db.conditional(ctx, l, key, func(v *view, b *Batch) error {
+		done = false
 		_, found, err := v.get(key)
 		if err != nil || found {
 			return err
@@ -22,7 +23,7 @@ func (db *DB) PutIfAbsent(ctx context.Context, l Level, key, value []byte) (bool
 		b.Put(key, value)
 		return b.err
 	})
-	return done && err == nil, pos, err
+	return err == nil && done, pos, err // done belongs to the pipeline while the outcome is not known
 }
 
 // CompareAndSwap sets key to value if its current value is old, and reports whether it did. A nil
@@ -30,6 +31,7 @@ func (db *DB) PutIfAbsent(ctx context.Context, l Level, key, value []byte) (bool
 func (db *DB) CompareAndSwap(ctx context.Context, l Level, key, old, value []byte) (bool, Position, error) {
 	done := false
 	pos, err := db.conditional(ctx, l, key, func(v *view, b *Batch) error {
+		done = false
 		e, found, err := v.get(key)
 		if err != nil || found != (old != nil) || found && !bytes.Equal(e.value, old) {
 			return err
@@ -38,7 +40,7 @@ func (db *DB) CompareAndSwap(ctx context.Context, l Level, key, old, value []byt
 		b.Put(key, value)
 		return b.err
 	})
-	return done && err == nil, pos, err
+	return err == nil && done, pos, err // done belongs to the pipeline while the outcome is not known
 }
 
 // Increment adds delta to the decimal int64 that key holds, 0 where it holds none, keeps its expiry,

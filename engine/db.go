@@ -222,7 +222,7 @@ func (db *DB) refuse(c *commit) error {
 	case db.fenced.Load() != 0:
 		return fmt.Errorf("%w: epoch %v", ErrFenced, wal.Epoch(db.fenced.Load()))
 	}
-	return nil
+	return db.log.Err() // poisoned: nothing of a later write gets into the log
 }
 
 // position is the position of lsn in this node's current epoch.
@@ -253,7 +253,7 @@ func (db *DB) Follow(ctx context.Context) error {
 	}
 	m := &db.marks
 	m.mu.Lock()
-	m.failWaiters(&OutcomeError{Position: db.position(db.log.Head()), Cause: ErrReadOnly})
+	m.failWaiters(&OutcomeError{Cause: ErrReadOnly})
 	m.waiting = waiterQueue{}
 	m.told = m.committedLSN()
 	m.mu.Unlock()
@@ -279,7 +279,7 @@ func (db *DB) Close() error {
 	if syncErr == nil {
 		db.marks.synced(db.log.Durable())
 	}
-	db.marks.fail(&OutcomeError{Position: db.position(db.log.Head()), Cause: ErrClosed})
+	db.marks.fail(&OutcomeError{Cause: ErrClosed})
 	if err := db.log.Close(); err != nil {
 		return fmt.Errorf("close database: %w", err)
 	}

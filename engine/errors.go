@@ -61,11 +61,14 @@ var (
 // OutcomeError is the error of a write whose wait ended before its commit rule or level held.
 // It matches ErrUnknownOutcome, and whatever ended the wait (context.DeadlineExceeded, ErrPoisoned...).
 type OutcomeError struct {
-	Position wal.Position // where the write ends in the log
+	Position wal.Position // where the write ends in the log; zero: it had not got there when the wait ended
 	Cause    error
 }
 
 func (e *OutcomeError) Error() string {
+	if e.Position == (wal.Position{}) {
+		return fmt.Sprintf("%v: %v", ErrUnknownOutcome, e.Cause)
+	}
 	return fmt.Sprintf("%v at %v: %v", ErrUnknownOutcome, e.Position, e.Cause)
 }
 

@@ -35,7 +35,7 @@ type marks struct {
 
 // waiter is one call that waits until end is visible and level holds there.
 type waiter struct {
-	end   wal.LSN
+	end   wal.LSN // 0: not in the log yet; guarded by marks.mu until the wait is over
 	level Level
 	err   error
 	done  chan struct{} // capacity 1; receives once when the wait is over
@@ -83,12 +83,13 @@ func (m *marks) indexedLSN() wal.LSN { return wal.LSN(m.indexed.Load()) }
 func (m *marks) durableLSN() wal.LSN { return wal.LSN(m.durable.Load()) }
 
 // appended records that everything up to end, a batch end, is in the log and in the index, and
-// enters the waiters of that group. Calls come in log order.
+// enters the waiters of that group, who wait for it. Calls come in log order.
 func (m *marks) appended(end wal.LSN, waiters []*waiter) {
 	m.mu.Lock()
 	m.indexed.Store(uint64(end))
 	m.ends.push(end)
 	for _, w := range waiters {
+		w.end = end
 		m.waiting.push(w)
 	}
 	m.advance()
@@ -113,9 +114,10 @@ func (m *marks) cut(batchEnd, durable wal.LSN) {
 	m.mu.Unlock()
 }
 
-// enter takes up a waiter whose end is in the log already, behind all that wait now.
-func (m *marks) enter(w *waiter) {
+// enter takes up a waiter for an end that is in the log already, behind all that wait now.
+func (m *marks) enter(w *waiter, end wal.LSN) {
 	m.mu.Lock()
+	w.end = end
 	m.waiting.push(w)
 	m.advance()
 	m.mu.Unlock()
@@ -324,15 +326,15 @@ func (m *marks) subscribe(ch chan<- struct{}) (cancel func()) {
 	}
 }
 
-// leave ends a wait from the caller's side; false if it was over already.
-func (m *marks) leave(w *waiter) bool {
+// leave ends a wait from the caller's side; left is false if it was over already.
+func (m *marks) leave(w *waiter) (end wal.LSN, left bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	select {
 	case <-w.done:
-		return false
+		return w.end, false
 	default:
 		w.gone = true
-		return true
+		return w.end, true
 	}
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"shiplog/wal"
 )
@@ -34,7 +35,11 @@ func (o Outcome) String() string {
 
 // Outcome says what has become of the write that was reported at p, on any node of the database.
 // ErrTrimmed: the log no longer reaches back to p, so p was committed or its history is unknown here.
+// ErrInvalidOption: p is zero, the position of a write that had not got as far as the log.
 func (db *DB) Outcome(p Position) (Outcome, error) {
+	if p == (Position{}) {
+		return Pending, fmt.Errorf("%w: the outcome of no position", ErrInvalidOption)
+	}
 	switch err := db.checkLineage(p); {
 	case errors.Is(err, ErrLost):
 		return Lost, nil

@@ -1,0 +1,286 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+
+	"shiplog/engine"
+	"shiplog/wal"
+	"shiplog/wal/waltest"
+)
+
+const spaceSegment = 1 << 20
+
+// fill writes until the disk is full for ordinary batches of some size.
+func fill(t *testing.T, db *engine.DB, m model, prefix string, value string) {
+	t.Helper()
+	for i := range 100_000 {
+		k := fmt.Sprint(prefix, i)
+		err := db.Put([]byte(k), []byte(value))
+		if err == nil {
+			m[k] = value
+			continue
+		}
+		if !errors.Is(err, engine.ErrNoSpace) || errors.Is(err, engine.ErrUnknownOutcome) {
+			t.Fatalf("Put on a full disk: %v", err)
+		}
+		return
+	}
+	t.Fatal("the disk is never full")
+}
+
+// TestDeletesOnAFullDisk: deletes, and nothing else, go into the space that is held in reserve.
+func TestDeletesOnAFullDisk(t *testing.T) {
+	disk := waltest.NewDisk()
+	opts := &engine.Options{FS: disk, SegmentSize: spaceSegment, Compression: engine.NoCompression}
+	db := open(t, "db", opts)
+	m := model{}
+	disk.SetCapacity(disk.Used() + 2*spaceSegment)
+	fill(t, db, m, "k", strings.Repeat("x", 5000))
+	fill(t, db, m, "s", "small")
+	mixed := func() *engine.Batch {
+		b := db.NewBatch()
+		b.Delete([]byte("k0"))
+		b.Put([]byte("k1"), []byte("y"))
+		return b
+	}
+	reversed := db.NewBatch()
+	reversed.Put([]byte("k1"), []byte("y"))
+	reversed.Delete([]byte("k0"))
+	emptied := mixed()
+	emptied.Reset()
+	emptied.Put([]byte("k1"), []byte("y"))
+	for name, b := range map[string]*engine.Batch{"delete and put": mixed(), "put and delete": reversed, "put after Reset": emptied} {
+		if _, err := db.Commit(ctx, b, engine.Default); !errors.Is(err, engine.ErrNoSpace) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for i := range 20 {
+		k := fmt.Sprint("k", i)
+		if err := db.Delete([]byte(k)); err != nil {
+			t.Fatalf("Delete on a full disk: %v", err)
+		}
+		delete(m, k)
+	}
+	b := db.NewBatch()
+	b.DeleteRange([]byte("k3"), []byte("k4"))
+	b.Delete([]byte("s0"))
+	if _, err := db.Commit(ctx, b, engine.Default); err != nil {
+		t.Fatalf("delete range on a full disk: %v", err)
+	}
+	for _, k := range append(m.sorted("k3", "k4"), "s0") {
+		delete(m, k)
+	}
+	if _, err := db.Update(ctx, engine.Default, func(tx *engine.Tx) error {
+		if _, err := tx.Get([]byte("s1")); err != nil {
+			return err
+		}
+		return tx.Delete([]byte("s1"))
+	}); err != nil {
+		t.Fatalf("transaction that deletes, on a full disk: %v", err)
+	}
+	delete(m, "s1")
+	same(t, db, m, "on the full disk")
+	disk.SetCapacity(0)
+	mustPut(t, db, "more", "room")
+	m["more"] = "room"
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, open(t, "db", opts), m, "after reopening")
+}
+
+// same compares everything that db shows with the model.
+func same(t *testing.T, db *engine.DB, want model, when string) {
+	t.Helper()
+	got := state(t, db)
+	for k, v := range want {
+		if g, ok := got[k]; !ok || g != v {
+			t.Fatalf("%s: %s has %d bytes (there: %v), want %d", when, k, len(g), ok, len(v))
+		}
+	}
+	if len(got) != len(want) {
+		t.Fatalf("%s: %d keys, want %d", when, len(got), len(want))
+	}
+}
+
+// held stalls the sync of one commit and queues others behind it, in order: they form one group when it goes on.
+type held struct {
+	t       *testing.T
+	db      *engine.DB
+	release chan struct{}
+	first   chan error
+	n       int
+}
+
+func holdSync(t *testing.T, db *engine.DB, disk *waltest.Disk) *held {
+	t.Helper()
+	h := &held{t: t, db: db, release: make(chan struct{}), first: make(chan error, 1)}
+	stalled := disk.Inject(waltest.Fault{Op: waltest.OpSync, Path: "*.seg", Stall: h.release})
+	go func() { h.first <- db.Put([]byte("first"), []byte("of all")) }()
+	for stalled.Hits() == 0 {
+		runtime.Gosched()
+	}
+	return h
+}
+
+// then queues fn, which commits once.
+func (h *held) then(fn func() error) <-chan error {
+	h.t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- fn() }()
+	h.n++
+	for h.db.Queued() < h.n {
+		runtime.Gosched()
+	}
+	return done
+}
+
+func (h *held) goOn() {
+	h.t.Helper()
+	close(h.release)
+	if err := <-h.first; err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// TestDecisionOnWhatWasNotWritten: a conditional operation that saw a write of its own group, which the full disk then
+// refused, is decided again without it.
+func TestDecisionOnWhatWasNotWritten(t *testing.T) {
+	disk := waltest.NewDisk()
+	db := open(t, "db", &engine.Options{FS: disk, SegmentSize: spaceSegment, Compression: engine.NoCompression})
+	mustPut(t, db, "k", "old")
+	large := []byte(strings.Repeat("x", 2*spaceSegment))
+	disk.SetCapacity(disk.Used() + spaceSegment/2)
+
+	h := holdSync(t, db, disk)
+	refused := h.then(func() error { return db.Put([]byte("k"), large) })
+	again := h.then(func() error { return db.Put([]byte("n"), large) })
+	var swapped, absent bool
+	var sum int64
+	swap := h.then(func() (err error) {
+		swapped, _, err = db.CompareAndSwap(ctx, engine.Default, []byte("k"), large, []byte("new"))
+		return err
+	})
+	put := h.then(func() (err error) {
+		absent, _, err = db.PutIfAbsent(ctx, engine.Default, []byte("n"), []byte("1"))
+		return err
+	})
+	incr := h.then(func() (err error) {
+		sum, _, err = db.Increment(ctx, engine.Default, []byte("n"), 5)
+		return err
+	})
+	h.goOn()
+	for _, c := range []<-chan error{refused, again} {
+		if err := <-c; !errors.Is(err, engine.ErrNoSpace) {
+			t.Fatalf("a batch that does not fit: %v", err)
+		}
+	}
+	for name, c := range map[string]<-chan error{"CompareAndSwap": swap, "PutIfAbsent": put, "Increment": incr} {
+		if err := <-c; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if swapped || !absent || sum != 6 {
+		t.Errorf("swapped a value that was never there: %v; put an absent key: %v; 1 + 5 = %d", swapped, absent, sum)
+	}
+	wantGet(t, db.Get, "k", "old")
+	wantGet(t, db.Get, "n", "6")
+}
+
+// TestCancelledBeforeItIsWritten: a wait that ends while the batch is on its way into the log has no position to
+// report, and none is made up: what is asked of it is an error, not "committed".
+func TestCancelledBeforeItIsWritten(t *testing.T) {
+	disk := waltest.NewDisk()
+	db := open(t, "db", &engine.Options{FS: disk, SegmentSize: spaceSegment})
+	mustPut(t, db, "k", "old")
+	release := make(chan struct{})
+	stalled := disk.Inject(waltest.Fault{Op: waltest.OpWrite, Path: "*.seg", Stall: release})
+	first := make(chan error, 1)
+	go func() { first <- db.Put([]byte("k"), []byte("1")) }()
+	for stalled.Hits() == 0 {
+		runtime.Gosched()
+	}
+	// The first commit leads and cannot leave. What queues behind it was never written.
+	c, cancel := context.WithCancel(ctx)
+	cancel()
+	b := db.NewBatch()
+	b.Put([]byte("k"), []byte("2"))
+	if _, err := db.Commit(c, b, engine.Default); !errors.Is(err, context.Canceled) || errors.Is(err, engine.ErrUnknownOutcome) {
+		t.Fatalf("cancelled before it was queued: %v", err)
+	}
+	close(release)
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+
+	// One that another leads, in the middle of its write.
+	h := holdSync(t, db, disk)
+	lead := h.then(func() error { return db.Put([]byte("a"), []byte("1")) })
+	c, cancel = context.WithCancel(ctx)
+	defer cancel()
+	led := h.then(func() error {
+		b := db.NewBatch()
+		b.Put([]byte("b"), []byte("1"))
+		_, err := db.Commit(c, b, engine.Default)
+		return err
+	})
+	release = make(chan struct{})
+	stalled = disk.Inject(waltest.Fault{Op: waltest.OpWrite, Path: "*.seg", Stall: release})
+	h.goOn()
+	for stalled.Hits() == 0 {
+		runtime.Gosched()
+	}
+	cancel()
+	err := <-led
+	var unknown *engine.OutcomeError
+	if !errors.As(err, &unknown) || !errors.Is(err, context.Canceled) {
+		t.Fatalf("cancelled in the middle of its write: %v", err)
+	}
+	if unknown.Position != (engine.Position{}) {
+		t.Errorf("position %v, and the batch was nowhere yet", unknown.Position)
+	}
+	if o, err := db.Outcome(unknown.Position); !errors.Is(err, engine.ErrInvalidOption) {
+		t.Errorf("the outcome of no position is %v, %v", o, err)
+	}
+	close(release)
+	if err := <-lead; err != nil {
+		t.Fatal(err)
+	}
+	wantGet(t, db.Get, "b", "1")
+}
+
+// TestPositionsAfterAFailedSync: each write whose wait a failed sync ends reports its own place in the log, so that it
+// can be asked for after a restart; later writes are refused, and nothing of them is unknown.
+func TestPositionsAfterAFailedSync(t *testing.T) {
+	disk := waltest.NewDisk()
+	opts := &engine.Options{FS: disk, Commit: engine.Replicated(1)}
+	db := open(t, "db", opts)
+	f := join(t, db, "f")
+	f.confirm()
+	ends := make([]wal.LSN, 2)
+	var waits []<-chan error
+	for i := range ends {
+		waits = append(waits, write(t, db, fmt.Sprint("k", i), "1"))
+		ends[i] = db.Log().Head()
+	}
+	disk.Inject(waltest.Fault{Op: waltest.OpSync, Path: "*.seg"})
+	waits = append(waits, write(t, db, "k2", "1"))
+	for i, w := range waits {
+		err := <-w
+		var unknown *engine.OutcomeError
+		if !errors.As(err, &unknown) || !errors.Is(err, engine.ErrPoisoned) {
+			t.Fatalf("write %d: %v", i, err)
+		}
+		if i < len(ends) && unknown.Position.LSN != ends[i] {
+			t.Errorf("write %d ends at %v, it says %v", i, ends[i], unknown.Position)
+		}
+	}
+	if err := db.Put([]byte("k"), nil); !errors.Is(err, engine.ErrPoisoned) || errors.Is(err, engine.ErrUnknownOutcome) {
+		t.Errorf("Put after a failed sync: %v", err)
+	}
+}
