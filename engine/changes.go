@@ -48,7 +48,7 @@ func (db *DB) feed(ctx context.Context, from Position, yield func(Change, error)
 	r := db.log.NewReader(from.LSN)
 	defer r.Close()
 	d := decoder{values: true}
-	resume, stopped := from, false
+	resume := from
 	for {
 		for r.End() < db.marks.committedLSN() && r.Next() {
 			f := r.Frame()
@@ -56,8 +56,7 @@ func (db *DB) feed(ctx context.Context, from Position, yield func(Change, error)
 			if f.Last() {
 				after = Position{Epoch: f.Epoch, LSN: f.End()}
 			}
-			stopped = !db.feedFrame(&d, f, r.Raw(), resume, after, yield)
-			if stopped {
+			if more := db.feedFrame(&d, f, r.Raw(), resume, after, yield); !more {
 				return nil
 			}
 			resume = after

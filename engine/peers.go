@@ -214,7 +214,7 @@ func (db *DB) admit(ctx context.Context, c *commit, deadline time.Time) error {
 		case short && db.opts.TooFew == Degrade && degradeAt.IsZero():
 			degradeAt = time.Now().Add(db.opts.DegradeAfter)
 		}
-		cause := error(ErrPendingFull)
+		cause := ErrPendingFull
 		if short {
 			cause = tooFew
 		}

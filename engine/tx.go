@@ -249,7 +249,7 @@ func (tx *Tx) Scan(lo, hi []byte, fn func(key, value []byte) bool) error {
 	walked := keyRange{lo: bytes.Clone(lo), hi: bytes.Clone(hi)}
 	own := tx.ownIn(walked)
 	it := tx.snap.NewIter(&IterOptions{Lower: lo, Upper: hi})
-	defer it.Close()
+	defer func() { _ = it.Close() }() // its error is Err, asked for below
 	more := it.First()
 	var stopped []byte
 	for stopped == nil && (more || len(own) > 0) {

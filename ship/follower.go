@@ -111,7 +111,7 @@ func (f *Follower) follow(ctx context.Context) (streamed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("ship: dial: %w", err)
 	}
-	defer nc.Close()
+	defer func() { _ = nc.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	defer stop()
 	c := newConn(nc, f.opts.Timeout)

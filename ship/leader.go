@@ -58,7 +58,7 @@ func NewLeader(node LeaderNode, o *LeaderOptions) (*Leader, error) {
 // the listener's. It closes ln. Without a secret only loopback TCP listeners, and listeners that are no network's,
 // are served.
 func (l *Leader) Serve(ln net.Listener) error {
-	defer ln.Close()
+	defer func() { _ = ln.Close() }()
 	if a, ok := ln.Addr().(*net.TCPAddr); ok && len(l.opts.Secret) == 0 && !l.opts.Insecure && !a.IP.IsLoopback() {
 		return fmt.Errorf("serve %v: %w", a, ErrNoSecret)
 	}
@@ -130,7 +130,7 @@ func (l *Leader) accept(nc net.Conn) {
 // handle runs one connection from its first byte to its last.
 func (l *Leader) handle(nc net.Conn) {
 	defer l.wg.Done()
-	defer nc.Close()
+	defer func() { _ = nc.Close() }()
 	s, err := l.welcome(nc)
 	l.mu.Lock()
 	delete(l.pending, nc)

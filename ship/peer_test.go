@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +25,7 @@ type peer struct {
 func prove(c net.Conn, side ship.Side) (*peer, error) {
 	mine := ship.Hello{MinProtocol: 1, MaxProtocol: 1, MinFormat: 1, MaxFormat: 1, Side: side, Kind: ship.KindStream}
 	p, buf := ship.AppendHello(nil, mine), make([]byte, ship.HelloSize)
-	tr, proof := ship.Transcript(p, buf), make([]byte, ship.ProofSize)
+	proof := make([]byte, ship.ProofSize)
 	if side == ship.Dialer {
 		if _, err := c.Write(p); err != nil {
 			return nil, err
@@ -32,7 +33,7 @@ func prove(c net.Conn, side ship.Side) (*peer, error) {
 		if _, err := io.ReadFull(c, buf); err != nil {
 			return nil, err
 		}
-		tr = ship.Transcript(p, buf)
+		tr := ship.Transcript(p, buf)
 		if _, err := c.Write(ship.AppendProof(nil, ship.Proof{MAC: tr.DialerProof(secret)})); err != nil {
 			return nil, err
 		}
@@ -45,7 +46,7 @@ func prove(c net.Conn, side ship.Side) (*peer, error) {
 	if _, err := io.ReadFull(c, buf); err != nil {
 		return nil, err
 	}
-	tr = ship.Transcript(buf, p)
+	tr := ship.Transcript(buf, p)
 	if _, err := c.Write(p); err != nil {
 		return nil, err
 	}
@@ -84,7 +85,7 @@ func (p *peer) next() (ship.Header, ship.Message, error) {
 	if _, err := io.ReadFull(p.c, body); err != nil {
 		return h, nil, err
 	}
-	h, m, err := decode(append(buf, body...), p.in, p.rcvd)
+	h, m, err := decode(slices.Concat(buf, body), p.in, p.rcvd)
 	p.rcvd++
 	return h, m, err
 }

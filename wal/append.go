@@ -281,7 +281,7 @@ func (a *appender) emit(payload []byte, flags Flags, epoch Epoch) error {
 	dst := l.buf[at:]
 	m := frameMeta{raw: uint32(len(payload)), epoch: epoch, flags: flags, distance: noPromise}
 	m.time = uint32(a.now - l.cur.segTime)
-	stored := 0
+	var stored int
 	if flags&FlagControl != 0 {
 		stored = copy(dst[FrameHeaderSize:], payload)
 		m.count = 1

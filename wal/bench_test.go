@@ -73,7 +73,7 @@ func BenchmarkDurable(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			defer f.Close() //nolint:errcheck // a scratch file
+			defer f.Close()
 			bareSync(b, f, size)
 		})
 		b.Run(fmt.Sprintf("size=%d/log", size), func(b *testing.B) {
@@ -157,7 +157,7 @@ func BenchmarkReader(b *testing.B) {
 			b.SetBytes(int64(n) * 100)
 			for b.Loop() {
 				r := l.NewReader(l.Tail())
-				for r.Next() { //nolint:revive // only walked
+				for r.Next() { // only walked
 				}
 				if r.Err() != nil {
 					b.Fatal(r.Err())

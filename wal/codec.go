@@ -91,8 +91,12 @@ func unpack(dst, stored []byte, codec Codec, raw int) ([]byte, error) {
 		copy(dst, stored)
 		return dst, nil
 	case CodecS2:
-		if n, err := s2.DecodedLen(stored); err != nil || n != raw {
-			return nil, fmt.Errorf("%w: S2 payload of %d raw bytes, header says %d (%v)", ErrInvalid, n, raw, err)
+		n, err := s2.DecodedLen(stored)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		if n != raw {
+			return nil, fmt.Errorf("%w: S2 payload of %d raw bytes, header says %d", ErrInvalid, n, raw)
 		}
 		out, err := s2.Decode(dst, stored)
 		if err != nil {
@@ -105,8 +109,11 @@ func unpack(dst, stored []byte, codec Codec, raw int) ([]byte, error) {
 			return nil, err
 		}
 		out, err := dec.DecodeAll(stored, dst[:0:raw])
-		if err != nil || len(out) != raw {
-			return nil, fmt.Errorf("%w: Zstd payload of %d raw bytes, header says %d (%v)", ErrInvalid, len(out), raw, err)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		if len(out) != raw {
+			return nil, fmt.Errorf("%w: Zstd payload of %d raw bytes, header says %d", ErrInvalid, len(out), raw)
 		}
 		return out, nil
 	}

@@ -113,12 +113,12 @@ func ExampleLog_AppendRaw() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a scratch directory
+	defer os.RemoveAll(dir)
 	to, err := wal.Open(dir, &wal.Options{ExpectDatabase: from.DatabaseID()})
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer to.Close() //nolint:errcheck // a scratch log
+	defer to.Close()
 	p := make([]byte, from.Head()-from.Tail())
 	if _, err := from.ReadAt(p, from.Tail()); err != nil {
 		log.Fatal(err)

@@ -92,7 +92,7 @@ func TestFormatPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // a scratch log
+	defer l.Close()
 	if n, err := l.AppendRaw(0, got); n != len(got) || err != nil {
 		t.Fatalf("%d bytes of %d taken: %v", n, len(got), err)
 	}

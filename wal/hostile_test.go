@@ -193,7 +193,7 @@ func TestHostileTail(t *testing.T) {
 	d = d.Crash(0)
 	_ = w.log.Close()
 	rng := rand.New(rand.NewPCG(1, 1))
-	p := make([]byte, int64(w.opts.SegmentSize)-int64(end))
+	p := make([]byte, w.opts.SegmentSize-int64(end))
 	for i := 0; i+32 <= len(p); i += 8 {
 		binary.LittleEndian.PutUint64(p[i:], rng.Uint64())
 	}

@@ -190,7 +190,7 @@ func readFile(fsys vfs.FS, name string, limit int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // opened to be read only
 	size, err := f.Size()
 	if err != nil {
 		return nil, err

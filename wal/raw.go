@@ -129,7 +129,7 @@ func (l *Log) takeFrames(p []byte) (int, error) {
 			break
 		}
 		bind := binder(salt, cur.at)
-		reason := ""
+		var reason string
 		if !getFrame(rest, &m, bind) {
 			reason = "frame header does not validate"
 		} else if reason = m.layout(int64(l.tip.end()-cur.at), size); reason == "" {

@@ -117,7 +117,7 @@ func coherentFile(f vfs.File) (ok bool, err error) {
 	}
 	m, err := f.Map(n, true)
 	if err != nil {
-		return false, nil // no shared maps here
+		return false, nil //nolint:nilerr // no shared maps here: that is the answer
 	}
 	h := &handle{file: f, m: m, data: m.Bytes()}
 	h.pins.Store(1)
@@ -391,7 +391,7 @@ func (l *Log) segmentBytes(s *segment) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: open segment %s: %w", ErrIO, s.path, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // opened to be read only
 	b := make([]byte, s.header.SegmentSize)
 	if err := readFull(f, b, 0); err != nil {
 		return nil, fmt.Errorf("read segment %s: %w", s.path, err)
@@ -579,7 +579,7 @@ func (l *Log) makeDurable(seg *segment, s *scanned, last mark, erase bool) error
 	if err != nil {
 		return fmt.Errorf("open segment %s: %w", seg.path, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // the sync below says what is on the disk
 	if erase {
 		if err := f.Truncate(off); err != nil {
 			return fmt.Errorf("erase behind the end of %s: %w", seg.path, err)

@@ -254,7 +254,7 @@ func (c *handles) closeAll() {
 // readFull reads len(p) bytes at off; what lies past the end of the file reads as zeros, as it does in the log.
 func readFull(f vfs.File, p []byte, off int64) error {
 	n, err := f.ReadAt(p, off)
-	if n < len(p) && err == io.EOF {
+	if n < len(p) && errors.Is(err, io.EOF) {
 		clear(p[n:])
 		return nil
 	}

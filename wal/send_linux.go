@@ -30,8 +30,8 @@ func sendFile(c *net.TCPConn, f *os.File, off, n int64) (sent int64, err error) 
 				switch {
 				case k > 0:
 					sent += int64(k)
-				case e == syscall.EINTR:
-				case e == syscall.EAGAIN:
+				case errors.Is(e, syscall.EINTR):
+				case errors.Is(e, syscall.EAGAIN):
 					return false
 				case e != nil:
 					failed = fmt.Errorf("sendfile: %w", e)

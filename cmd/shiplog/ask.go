@@ -33,7 +33,7 @@ func askShipAddr(ctx context.Context, addr, password string, config *tls.Config)
 	if err != nil {
 		return "", err
 	}
-	defer nc.Close()
+	defer func() { _ = nc.Close() }()
 	deadline, _ := ctx.Deadline()
 	if err := nc.SetDeadline(deadline); err != nil {
 		return "", err

@@ -19,7 +19,7 @@ type side interface {
 	bounds(ctx context.Context) (database string, tail, head uint64, err error)
 	// digest returns the digest at the last boundary that is not above lsn.
 	digest(ctx context.Context, lsn uint64) (httpd.Digest, error)
-	close() error
+	close()
 }
 
 // comparison is what compare found.
@@ -119,7 +119,7 @@ func (d dirSide) digest(_ context.Context, lsn uint64) (httpd.Digest, error) {
 	return digestBelow(d.log, wal.LSN(lsn))
 }
 
-func (d dirSide) close() error { return d.log.Close() }
+func (d dirSide) close() { _ = d.log.Close() } // opened to be read only
 
 type nodeSide struct {
 	addr   string
@@ -135,7 +135,7 @@ func (n nodeSide) digest(ctx context.Context, lsn uint64) (httpd.Digest, error) 
 	return n.client.digest(ctx, n.addr, lsn)
 }
 
-func (nodeSide) close() error { return nil }
+func (nodeSide) close() {}
 
 // compare bisects. Because a digest covers all before it, logs that agree at an LSN agree everywhere below; and logs
 // that hold the same bytes have the same boundaries, so that "the last boundary not above" is the same on both.

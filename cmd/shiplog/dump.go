@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -83,7 +82,7 @@ func newDump() *cobra.Command {
 			if err != nil {
 				return fail(err)
 			}
-			defer log.Close()
+			defer func() { _ = log.Close() }() // opened to be read only
 			d.log, d.out = log, bufio.NewWriterSize(cmd.OutOrStdout(), 64<<10)
 			if asJSON {
 				d.json = json.NewEncoder(d.out)
@@ -148,16 +147,18 @@ func (d *dumper) frame(f wal.Frame, raw []byte) error {
 	if d.json != nil {
 		return d.json.Encode(line)
 	}
-	_, err := fmt.Fprintf(d.out, "frame %s end %s epoch %s %s %s stored %d raw %d records %d flags %s", line.Frame, line.End, line.Epoch, line.Time, line.Codec, f.Stored, f.Raw, f.Records, line.Flags)
+	text := fmt.Appendf(nil, "frame %s end %s epoch %s %s %s stored %d raw %d records %d flags %s", line.Frame, line.End, line.Epoch, line.Time, line.Codec, f.Stored, f.Raw, f.Records, line.Flags)
 	if line.Promise != "" {
-		fmt.Fprintf(d.out, " durable %s", line.Promise)
+		text = fmt.Appendf(text, " durable %s", line.Promise)
 	}
 	if line.ControlTag != "" {
-		text, jsonErr := json.Marshal(line.Control)
-		err = errors.Join(err, jsonErr)
-		fmt.Fprintf(d.out, "\n  %s %s", line.ControlTag, text)
+		control, err := json.Marshal(line.Control)
+		if err != nil {
+			return err
+		}
+		text = fmt.Appendf(text, "\n  %s %s", line.ControlTag, control)
 	}
-	io.WriteString(d.out, "\n")
+	_, err := d.out.Write(append(text, '\n'))
 	return err
 }
 
@@ -253,23 +254,24 @@ func (d *dumper) record(at wal.LSN, offset int, r engine.Record) error {
 	if d.json != nil {
 		return d.json.Encode(line)
 	}
-	fmt.Fprintf(d.out, "  %s+%d %s %s", line.LSN, offset, line.Record, line.Key)
+	text := fmt.Appendf(nil, "  %s+%d %s %s", line.LSN, offset, line.Record, line.Key)
 	if line.End != "" {
-		fmt.Fprintf(d.out, " to %s", line.End)
+		text = fmt.Appendf(text, " to %s", line.End)
 	}
 	if line.Value != "" {
-		fmt.Fprintf(d.out, " = %s (%d bytes)", line.Value, line.Bytes)
+		text = fmt.Appendf(text, " = %s (%d bytes)", line.Value, line.Bytes)
 	}
 	if line.Expiry != "" {
-		fmt.Fprintf(d.out, " expires %s", line.Expiry)
+		text = fmt.Appendf(text, " expires %s", line.Expiry)
 	}
 	if line.Origin != "" {
-		fmt.Fprintf(d.out, " relocated from %s", line.Origin)
+		text = fmt.Appendf(text, " relocated from %s", line.Origin)
 	}
 	if line.Last {
-		io.WriteString(d.out, " end")
+		text = append(text, " end"...)
 	}
-	return d.out.WriteByte('\n') // a bufio.Writer keeps its first error
+	_, err := d.out.Write(append(text, '\n'))
+	return err
 }
 
 // quote shows the first n bytes as a Go string.

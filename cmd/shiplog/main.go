@@ -62,12 +62,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errReported):
 		return exitFailure
 	case errors.As(err, &f):
-		fmt.Fprintln(stderr, "shiplog: "+oneLine(f.err))
+		complain(stderr, oneLine(f.err))
 		return exitFailure
 	}
-	fmt.Fprintln(stderr, "shiplog: "+oneLine(err)+" (see shiplog --help)")
+	complain(stderr, oneLine(err)+" (see shiplog --help)")
 	return exitUsage
 }
+
+// complain writes a line to standard error; where that is closed, the exit code has to say it.
+func complain(stderr io.Writer, text string) { _, _ = fmt.Fprintln(stderr, "shiplog: "+text) }
 
 // oneLine joins the lines of an error that lists several.
 func oneLine(err error) string { return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ") }

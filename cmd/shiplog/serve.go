@@ -47,7 +47,7 @@ type listeners struct{ resp, ship, http net.Listener }
 func (l *listeners) close() {
 	for _, ln := range []net.Listener{l.resp, l.ship, l.http} {
 		if ln != nil {
-			ln.Close()
+			_ = ln.Close() // most are closed already, by who served them
 		}
 	}
 }

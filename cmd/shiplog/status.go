@@ -50,9 +50,9 @@ func printJSON(w io.Writer, v any) error {
 }
 
 func printStatus(w io.Writer, s *httpd.Status) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var text []byte
 	row := func(name string, format string, args ...any) {
-		fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+		text = fmt.Appendf(text, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	row("name", "%s", s.Name)
 	row("role", "%s", s.Role)
@@ -89,16 +89,15 @@ func printStatus(w io.Writer, s *httpd.Status) error {
 		}
 		row("upstream", "%s %s, %s, %d bytes behind", u.Addr, u.Name, state, u.LagBytes)
 	}
-	if err := t.Flush(); err != nil {
-		return err
+	if len(s.Followers) > 0 {
+		text = append(text, "\nfollower\taddress\tvoter\tsent\treceived\tdurable\tapplied\tlag bytes\tlast ack ms\trtt us\n"...)
 	}
-	if len(s.Followers) == 0 {
-		return nil
-	}
-	fmt.Fprintln(t)
-	fmt.Fprintln(t, "follower\taddress\tvoter\tsent\treceived\tdurable\tapplied\tlag bytes\tlast ack ms\trtt us")
 	for _, f := range s.Followers {
-		fmt.Fprintf(t, "%s\t%s\t%v\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", f.Name, f.Addr, f.Voter, f.Sent, f.Received, f.Durable, f.Applied, f.LagBytes, f.LastAckMs, f.RTTMicros)
+		text = fmt.Appendf(text, "%s\t%s\t%v\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", f.Name, f.Addr, f.Voter, f.Sent, f.Received, f.Durable, f.Applied, f.LagBytes, f.LastAckMs, f.RTTMicros)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0) // a blank line ends a table's columns
+	if _, err := t.Write(text); err != nil {
+		return err
 	}
 	return t.Flush()
 }

@@ -44,7 +44,7 @@ func mapError(err error) error {
 	if err == nil {
 		return nil
 	}
-	if err == engine.ErrNotFound {
+	if err == engine.ErrNotFound { //nolint:errorlint // the hot path: a miss is never wrapped, and a wrapped one is found below
 		return resp.ErrNotFound
 	}
 	for _, k := range known {
@@ -119,7 +119,7 @@ func (t transaction) Delete(key []byte) error { return mapError(t.tx.Delete(key)
 func (s store) NewIterator() (resp.Iterator, error) {
 	it := s.db.NewIter(nil)
 	if err := it.Err(); err != nil {
-		it.Close()
+		_ = it.Close() // it returns err again
 		return nil, mapError(err)
 	}
 	return it, nil

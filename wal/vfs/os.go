@@ -166,7 +166,7 @@ func (f *osFile) control(call func(fd int) error) error {
 	err = conn.Control(func(fd uintptr) {
 		for {
 			callErr = call(int(fd))
-			if callErr != syscall.EINTR {
+			if !errors.Is(callErr, syscall.EINTR) {
 				return
 			}
 		}

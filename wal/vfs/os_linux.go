@@ -22,9 +22,9 @@ func writeBack(fd int, off, n int64) error {
 
 func identity(name string, fi fs.FileInfo) (Identity, error) {
 	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, name, 0, unix.STATX_INO|unix.STATX_BTIME, &st)
-	if err != nil { // an old kernel, or a filter of system calls
-		return Identity{Inode: fi.Sys().(*syscall.Stat_t).Ino}, nil
+	if err := unix.Statx(unix.AT_FDCWD, name, 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
+		// An old kernel, or a filter of system calls: the inode alone has to do.
+		return Identity{Inode: fi.Sys().(*syscall.Stat_t).Ino}, nil //nolint:nilerr // the file was there: fi is of it
 	}
 	id := Identity{Inode: st.Ino}
 	if st.Mask&unix.STATX_BTIME != 0 {

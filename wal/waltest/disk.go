@@ -201,7 +201,7 @@ func (d *Disk) open(name string, flag int) (*inode, error) {
 			err = d.do(Call{Op: OpTruncate, Path: name}, func(int64) error { return d.resize(n, 0) })
 		}
 		return n, err
-	case err == syscall.ENOENT && flag&os.O_CREATE != 0:
+	case errors.Is(err, syscall.ENOENT) && flag&os.O_CREATE != 0:
 		return d.create(name)
 	}
 	return nil, err
@@ -370,7 +370,7 @@ func (d *Disk) Lock(name string) (io.Closer, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n, err := d.lookup(name)
-	if err == syscall.ENOENT {
+	if errors.Is(err, syscall.ENOENT) {
 		n, err = d.create(name)
 	}
 	if err == nil {

@@ -152,7 +152,7 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Write([]byte("ok\n"))
+	_, _ = w.Write([]byte("ok\n")) // fails only when the client has gone
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.opts.Source.Status()) }
@@ -180,7 +180,7 @@ func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
-	e.Encode(v) // fails only when the client has gone
+	_ = e.Encode(v) // fails only when the client has gone
 }
 
 var pageTemplate = template.Must(template.New("page").Parse(`<!doctype html>
@@ -210,7 +210,7 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!doctype html>
 func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-	pageTemplate.Execute(w, s.opts.Source.Status()) // fails only when the client has gone
+	_ = pageTemplate.Execute(w, s.opts.Source.Status()) // fails only when the client has gone
 }
 
 // limited is a listener that lets a number of connections in at once; further ones wait in the kernel.

@@ -106,17 +106,17 @@ func newConn(s *Server, nc net.Conn) *conn {
 }
 
 // wake makes a read that waits return, so that the connection notices that the server drains.
-func (c *conn) wake() { c.nc.SetReadDeadline(time.Unix(1, 0)) }
+func (c *conn) wake() { _ = c.nc.SetReadDeadline(time.Unix(1, 0)) }
 
 // kill closes the connection from another goroutine.
 func (c *conn) kill() {
 	c.killed.Store(true)
-	c.nc.Close()
+	_ = c.nc.Close()
 }
 
 func (c *conn) serve() {
 	defer c.srv.forget(c)
-	defer c.nc.Close()
+	defer func() { _ = c.nc.Close() }()
 	defer c.release()
 	if !c.handshake() {
 		return
@@ -173,7 +173,7 @@ func (c *conn) burst() bool {
 	}
 	c.commitRun()
 	if c.argsHeld != 0 { // of commands that were no writes
-		c.hold(-c.argsHeld)
+		c.free(c.argsHeld)
 		c.argsHeld = 0
 	}
 	if cap(c.argv) > manyArgs {
@@ -308,7 +308,7 @@ func (c *conn) refuse(err error) {
 	switch {
 	case errors.Is(err, errNoRoom):
 		c.out.error(errNoClientSpace)
-		c.flush()
+		_ = c.flush() // the connection ends anyway
 	case errors.Is(err, os.ErrDeadlineExceeded) && !c.srv.draining.Load():
 		c.srv.stats.timeouts.Add(1)
 		c.srv.log.Debug("client timed out", "client", c.addr, "pending_bytes", c.w-c.r)
@@ -366,6 +366,13 @@ func (c *conn) hold(n int64) error {
 	c.held += n
 	c.bufBytes.Store(c.held)
 	return nil
+}
+
+// free gives back n bytes of what hold took.
+func (c *conn) free(n int64) {
+	c.srv.reserve(-n)
+	c.held -= n
+	c.bufBytes.Store(c.held)
 }
 
 func (c *conn) release() {
@@ -445,7 +452,7 @@ func (c *conn) flush() error {
 		c.out.buf = nil
 	}
 	c.out.buf, c.sent, c.relieveAt = c.out.buf[:0], 0, flushBytes
-	c.hold(-c.outHeld)
+	c.free(c.outHeld)
 	c.outHeld = 0
 	return nil
 }

@@ -96,7 +96,7 @@ func keys(c *conn, args [][]byte) {
 		c.out.failure(err)
 		return
 	}
-	defer it.Close()
+	defer func() { _ = it.Close() }() // its error is Err, asked for below
 	found := writer{}
 	n := 0
 	walkKeys(it, args[1], func(key []byte) bool {
@@ -196,7 +196,7 @@ func scan(c *conn, args [][]byte) {
 		c.out.failure(err)
 		return
 	}
-	defer it.Close()
+	defer func() { _ = it.Close() }() // its error is Err, asked for below
 	found := writer{}
 	n := 0
 	prefix := globPrefix(o.pattern)

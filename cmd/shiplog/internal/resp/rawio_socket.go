@@ -4,21 +4,21 @@ package resp
 
 import "syscall"
 
-// tryRead reads what is there, without waiting.
+// tryRead reads what is there, without waiting. What it cannot read, an error too, is left to the next ordinary read.
 func tryRead(raw syscall.RawConn, p []byte) (n int) {
 	if len(p) == 0 {
 		return 0
 	}
-	raw.Read(func(fd uintptr) bool {
+	_ = raw.Read(func(fd uintptr) bool {
 		n, _ = syscall.Read(int(fd), p)
 		return true
 	})
 	return max(n, 0)
 }
 
-// tryWrite writes what the kernel takes, without waiting.
+// tryWrite writes what the kernel takes, without waiting. The rest, and any error, is left to an ordinary write.
 func tryWrite(raw syscall.RawConn, p []byte) (n int) {
-	raw.Write(func(fd uintptr) bool {
+	_ = raw.Write(func(fd uintptr) bool {
 		n, _ = syscall.Write(int(fd), p)
 		return true
 	})

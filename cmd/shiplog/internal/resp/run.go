@@ -89,13 +89,13 @@ func (c *conn) commitRun() {
 		commit(&c.run)
 	} else if c.hold(n) == nil { // the store's copy
 		commit(&c.run)
-		c.hold(-n)
+		c.free(n)
 		c.batch = nil // batches keep their memory
 	} else {
 		c.failRun(&c.run, errNoRoom, nil)
 	}
 	c.run.reset()
-	c.hold(-c.argsHeld)
+	c.free(c.argsHeld)
 	c.argsHeld = 0
 }
 

@@ -83,10 +83,10 @@ type Server struct {
 
 // serverStats counts since the start.
 type serverStats struct {
-	commands, connections, rejected, errors atomic.Int64
-	inBytes, outBytes, hits, misses         atomic.Int64
-	commits, combinedRuns, combinedCommits  atomic.Int64
-	protocolErrors, timeouts                atomic.Int64
+	commands, connections, rejected        atomic.Int64
+	inBytes, outBytes, hits, misses        atomic.Int64
+	commits, combinedRuns, combinedCommits atomic.Int64
+	protocolErrors, timeouts               atomic.Int64
 }
 
 // Stats is a snapshot of a server's counters.
@@ -151,7 +151,7 @@ func orDefault[T int | int64 | time.Duration](v, def T) T {
 
 // Serve accepts connections until Shutdown, then returns ErrServerClosed. It closes ln.
 func (s *Server) Serve(ln net.Listener) error {
-	defer ln.Close()
+	defer func() { _ = ln.Close() }()
 	if !s.track(ln) {
 		return ErrServerClosed
 	}
@@ -195,10 +195,11 @@ func (s *Server) accept(nc net.Conn) {
 	s.mu.Unlock()
 	if full {
 		s.stats.rejected.Add(1)
-		nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-		nc.Write([]byte("-" + errMaxClients + "\r\n"))
+		if nc.SetWriteDeadline(time.Now().Add(100*time.Millisecond)) == nil {
+			_, _ = nc.Write([]byte("-" + errMaxClients + "\r\n")) // it is turned away, told or not
+		}
 	}
-	nc.Close()
+	_ = nc.Close()
 }
 
 func (s *Server) forget(c *conn) {
@@ -230,7 +231,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.draining.Store(true)
 	for ln := range s.listeners {
-		ln.Close()
+		_ = ln.Close() // Serve returns what there is to tell
 	}
 	for _, c := range s.conns {
 		c.wake()
@@ -249,7 +250,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.cancel()
 		s.mu.Lock()
 		for _, c := range s.conns {
-			c.nc.Close()
+			_ = c.nc.Close()
 		}
 		s.mu.Unlock()
 		<-idle
