@@ -362,6 +362,25 @@ func TestCompareFindsTheFirstDifference(t *testing.T) {
 	if code != exitFailure || !strings.Contains(out, ".seg offset ") || !strings.Contains(out, " LSN 0000000000000") {
 		t.Errorf("verify of a flipped byte: %d %s", code, out)
 	}
+	code, out, errs = command("verify", "--json", a, b)
+	var verdicts []verdict
+	if err := json.Unmarshal([]byte(out), &verdicts); err != nil {
+		t.Fatalf("%v: %s%s", err, out, errs)
+	}
+	if code != exitFailure || len(verdicts) != 2 || verdicts[0].OK || !verdicts[1].OK || verdicts[1].Head == 0 {
+		t.Fatalf("verify --json: %d %+v", code, verdicts)
+	}
+	if len(verdicts[0].Problems) == 0 {
+		t.Error("verify --json names no place")
+	}
+	for _, p := range verdicts[0].Problems {
+		if p.File != segment || p.Offset == nil || *p.Offset > 300 || p.Reason == "" {
+			t.Errorf("verify --json of a flipped byte: %+v", p)
+		}
+	}
+	if code, out, errs = command("verify", filepath.Join(dir, "nothing")); code != exitFailure || !strings.Contains(out, "no such file") {
+		t.Errorf("verify of no directory: %d %s%s", code, out, errs)
+	}
 }
 
 func TestDump(t *testing.T) {

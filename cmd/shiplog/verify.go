@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,19 +13,24 @@ import (
 
 // verdict is what verify found in a directory.
 type verdict struct {
-	Dir      string    `json:"dir"`
-	OK       bool      `json:"ok"`
-	Tail     uint64    `json:"tail_lsn"`
-	Head     uint64    `json:"head_lsn"`
-	Frames   int64     `json:"frames"`
-	Digest   string    `json:"digest,omitempty"`
-	Problems []problem `json:"problems,omitempty"`
+	Dir      string `json:"dir"`
+	OK       bool   `json:"ok"`
+	Tail     uint64 `json:"tail_lsn"`
+	Head     uint64 `json:"head_lsn"` // end of the last valid frame or header
+	Durable  uint64 `json:"durable_lsn"`
+	Segments int    `json:"segments"`
+	Frames   int64  `json:"frames"` // seals included
+	Records  int64  `json:"records"`
+	Digest   string `json:"digest,omitempty"` // at Head, when there is no damage
+	// TornBytes behind Head were never finished: the next start cuts them.
+	TornBytes int64     `json:"torn_bytes,omitempty"`
+	Problems  []problem `json:"problems,omitempty"`
 }
 
-// problem is damage, or why a directory could not be verified.
+// problem is damage, or why a directory could not be verified. Without File it has neither Offset nor LSN.
 type problem struct {
 	File   string `json:"file,omitempty"`
-	Offset int64  `json:"offset,omitempty"`
+	Offset *int64 `json:"offset,omitempty"` // bytes, in File
 	LSN    string `json:"lsn,omitempty"`
 	Reason string `json:"reason"`
 }
@@ -39,14 +44,14 @@ func problemOf(err error) problem {
 	if c.Err != nil {
 		reason += ": " + c.Err.Error()
 	}
-	return problem{File: c.Path, Offset: c.Offset, LSN: c.LSN.String(), Reason: reason}
+	return problem{File: c.Path, Offset: &c.Offset, LSN: c.LSN.String(), Reason: reason}
 }
 
 func (p problem) String() string {
 	if p.File == "" {
 		return p.Reason
 	}
-	return fmt.Sprintf("%s offset %d LSN %s: %s", p.File, p.Offset, p.LSN, p.Reason)
+	return fmt.Sprintf("%s offset %d LSN %s: %s", p.File, *p.Offset, p.LSN, p.Reason)
 }
 
 func newVerify() *cobra.Command {
@@ -54,156 +59,69 @@ func newVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify DIR...",
 		Short: "Check every byte of a database",
-		Long: "Check every byte of a database: headers, checksums, padding, order, and the chain of digests.\n" +
-			"Nothing is written and nothing is locked: a directory that a node uses is verified up to where its log ended at the start.\n\n" +
-			"Exit codes: 0 and \"ok\", 1 damage (file, offset, LSN and reason) or a failure, 2 bad usage.",
+		Long: "Check every byte of a database: headers, checksums, padding, order, payloads, and the chain of digests. It goes on behind\n" +
+			"damage, and prints a line for each place: file, offset, LSN and reason.\n" +
+			"Nothing is written and nothing is locked: a directory that a node uses is verified up to about where its log ends.\n\n" +
+			"Exit codes: 0 and \"ok\", 1 damage or a failure, 2 bad usage.",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			bad := false
 			var all []*verdict
+			var err error
 			for _, dir := range args {
 				v := verify(cmd.Context(), dir)
-				bad = bad || !v.OK
 				all = append(all, v)
 				if !asJSON {
-					v.print(cmd)
+					err = errors.Join(err, v.print(cmd))
 				}
 			}
 			if asJSON {
-				if err := printJSON(cmd.OutOrStdout(), all); err != nil {
-					return fail(err)
+				err = printJSON(cmd.OutOrStdout(), all)
+			}
+			for _, v := range all {
+				if err == nil && !v.OK {
+					err = errReported
 				}
 			}
-			if bad {
-				return fail(errReported)
-			}
-			return nil
+			return fail(err)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-func (v *verdict) print(cmd *cobra.Command) {
-	w := cmd.OutOrStdout()
+func (v *verdict) print(cmd *cobra.Command) error {
+	var text []byte
 	if v.OK {
-		fmt.Fprintf(w, "%s: ok, LSN %d to %d, %d frames, digest %s\n", v.Dir, v.Tail, v.Head, v.Frames, v.Digest)
+		text = fmt.Appendf(text, "%s: ok, LSN %d to %d, %d frames, digest %s", v.Dir, v.Tail, v.Head, v.Frames, v.Digest)
+		if v.TornBytes != 0 {
+			text = fmt.Appendf(text, ", then %d bytes that were never finished", v.TornBytes)
+		}
+		text = append(text, '\n')
 	}
 	for _, p := range v.Problems {
-		fmt.Fprintf(w, "%s: %s\n", v.Dir, p)
+		text = fmt.Appendf(text, "%s: %s\n", v.Dir, p)
 	}
+	_, err := cmd.OutOrStdout().Write(text)
+	return err
 }
 
 // verify reads a directory from end to end. It says ok only for what it has read.
 func verify(ctx context.Context, dir string) *verdict {
-	v := &verdict{Dir: dir}
-	if err := v.read(ctx, dir); err != nil {
-		v.Problems = append(v.Problems, problemOf(err))
+	report, err := wal.Verify(ctx, dir, nil)
+	v := &verdict{
+		Dir: dir, Tail: uint64(report.Tail), Head: uint64(report.End), Durable: uint64(report.Durable), Segments: report.Segments,
+		Frames: report.Frames, Records: report.Records, TornBytes: report.TornBytes,
 	}
-	v.OK = len(v.Problems) == 0
-	return v
-}
-
-func (v *verdict) read(ctx context.Context, dir string) error {
-	log, err := wal.Open(dir, &wal.Options{ReadOnly: true})
+	for _, d := range report.Damage {
+		v.Problems = append(v.Problems, problemOf(d))
+	}
 	if err != nil {
-		return err
+		p := problemOf(err)
+		p.Reason = strings.TrimPrefix(p.Reason, "verify "+dir+": ")
+		v.Problems = append(v.Problems, p)
 	}
-	defer log.Close()
-	if log.Empty() {
-		return wal.ErrNoDatabase
+	if v.OK = len(v.Problems) == 0; v.OK {
+		v.Digest = digestString(report.Digest)
 	}
-	v.Tail, v.Head = uint64(log.Tail()), uint64(log.Head())
-	c := chain{log: log, segment: wal.LSN(log.SegmentSize())}
-	r := log.NewReader(log.Tail())
-	defer r.Close()
-	for r.Next() {
-		v.Frames++
-		if err := errors.Join(ctx.Err(), c.frame(r.Frame())); err != nil {
-			return err
-		}
-	}
-	if err := r.Err(); err != nil {
-		return err
-	}
-	if err := c.reach(log.Head()); err != nil {
-		return err
-	}
-	v.Digest = digestString(c.digest)
-	d, err := log.DigestAt(log.Head())
-	if err == nil && d != c.digest {
-		err = fmt.Errorf("the digest at LSN %v is %v, the frames give %v", log.Head(), d, c.digest)
-	}
-	return err
-}
-
-// chain computes the digest of a log from its headers, frames and seals, as wal/FORMAT.md defines it, and compares it
-// with the one that each segment header carries.
-type chain struct {
-	log     *wal.Log
-	segment wal.LSN // size
-	at      wal.LSN // everything before is in digest
-	digest  wal.Digest
-	begun   bool
-}
-
-func (c *chain) frame(f wal.Frame) error {
-	if err := c.reach(f.LSN); err != nil {
-		return err
-	}
-	c.step(uint64(f.Checksum))
-	c.at = f.End()
-	return nil
-}
-
-// reach takes in the seals and headers between the last frame and lsn, which the reader steps over.
-func (c *chain) reach(lsn wal.LSN) error {
-	if !c.begun {
-		c.at, c.begun = c.log.Tail(), true
-		if err := c.header(true); err != nil {
-			return err
-		}
-	}
-	for c.at < lsn {
-		var seal [8]byte
-		if _, err := c.log.ReadAt(seal[:], c.at); err != nil {
-			return err
-		}
-		c.step(binary.LittleEndian.Uint64(seal[:]))
-		c.at = c.at&^(c.segment-1) + c.segment
-		if c.at == c.log.Head() {
-			return nil // sealed, and the next segment is not begun
-		}
-		if err := c.header(false); err != nil {
-			return err
-		}
-	}
-	if c.at != lsn {
-		return fmt.Errorf("the frame before LSN %v ends at LSN %v", lsn, c.at)
-	}
-	return nil
-}
-
-// header checks the segment header at c.at. The first one's digest is taken as it is.
-func (c *chain) header(first bool) error {
-	var p [wal.HeaderSize]byte
-	if _, err := c.log.ReadAt(p[:], c.at); err != nil {
-		return err
-	}
-	claimed := wal.Digest(binary.LittleEndian.Uint64(p[96:]))
-	if first {
-		c.digest = claimed
-	} else if claimed != c.digest {
-		return fmt.Errorf("the segment header at LSN %v carries digest %v, what is before it gives %v", c.at, claimed, c.digest)
-	}
-	c.step(binary.LittleEndian.Uint64(p[120:]))
-	c.at += wal.HeaderSize
-	return nil
-}
-
-func (c *chain) step(checksum uint64) {
-	x := uint64(c.digest) ^ checksum
-	x = (x ^ x>>30) * 0xBF58476D1CE4E5B9
-	x = (x ^ x>>27) * 0x94D049BB133111EB
-	c.digest = wal.Digest((x ^ x>>31) + 0x9E3779B97F4A7C15)
+	return v
 }
