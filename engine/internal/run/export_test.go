@@ -1,0 +1,34 @@
+package run
+
+// Reseal puts right checksums on the blocks of a run whose bytes were changed. The blocks are those of the run as it
+// was before, by the first page and the number of pages of each.
+func Reseal(b []byte, blocks map[uint32]uint32) {
+	id := le.Uint64(b[16:])
+	for page, pages := range blocks {
+		block := b[int(page)*pageSize : int(page+pages)*pageSize]
+		if page == 0 {
+			seal(block, 0, 0)
+		} else {
+			seal(block, id, page)
+		}
+	}
+}
+
+// Blocks returns the blocks of a sound run, by the first page and the number of pages of each.
+func Blocks(b []byte) map[uint32]uint32 {
+	var h header
+	h.decode(b[:pageSize])
+	var f footer
+	pages := uint32(len(b) / pageSize)
+	f.decode(b[len(b)-pageSize:], h.id, pages)
+	blocks := map[uint32]uint32{0: 1, pages - 1: 1}
+	for page := uint32(1); page < f.bounds.end(); {
+		n := le.Uint32(b[int(page)*pageSize+4:])
+		blocks[page] = n
+		page += n
+	}
+	for page := f.bounds.end(); page < pages-1; page++ {
+		blocks[page] = 1
+	}
+	return blocks
+}

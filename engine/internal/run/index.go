@@ -1,0 +1,294 @@
+package run
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"shiplog/engine/internal/memindex"
+)
+
+// An index block tells which child holds a key. Children are data blocks on the lowest level, index blocks above.
+//
+//	0      1       4       8          12       16
+//	+------+-------+-------+----------+--------+-----------+----------+--------+--------+-------+-------+----------+
+//	| type | zeros | pages | children | common | heads     | children | ends   | common | tails | zeros | checksum |
+//	+------+-------+-------+----------+--------+-----------+----------+--------+--------+-------+-------+----------+
+//	                                             8 each      4 each     4 each                              8
+//
+// Each child has a separator: above every key of the child before it and not above its own first key (that of the
+// very first child is this key). common is the length of what all separators of the block share, and these bytes; a
+// head is the next 8 bytes of a separator, as a number that orders as they do, padded with zeros; a tail is what is
+// left. The low 28 bits of an end say where the tail ends, the others how many bytes of the head are not padding.
+// A child is the number of its first page; the highest bit says that it begins with an older version of the last key
+// of the child before it. Its separator is that key.
+const (
+	continues  = 1 << 31
+	headShift  = 28
+	maxTails   = 1<<headShift - 1
+	indexEntry = 16
+)
+
+// indexBuilder gathers the separators of an index block.
+type indexBuilder struct {
+	keys  []byte
+	ends  []int
+	pages []uint32 // with continues
+}
+
+func (x *indexBuilder) add(separator []byte, page uint32) {
+	x.keys = append(x.keys, separator...)
+	x.ends = append(x.ends, len(x.keys))
+	x.pages = append(x.pages, page)
+}
+
+func (x *indexBuilder) full(level int) bool {
+	limit := fanOut
+	if level > 0 {
+		limit = fanOutTop
+	}
+	return len(x.pages) >= limit || len(x.pages) > 1 && len(x.keys) >= maxFences
+}
+
+func (x *indexBuilder) reset() { x.keys, x.ends, x.pages = x.keys[:0], x.ends[:0], x.pages[:0] }
+
+func (x *indexBuilder) key(i int) []byte {
+	from := 0
+	if i > 0 {
+		from = x.ends[i-1]
+	}
+	return x.keys[from:x.ends[i]]
+}
+
+// common returns how many bytes all separators share.
+func (x *indexBuilder) common() int {
+	if len(x.pages) == 0 {
+		return 0
+	}
+	return commonPrefix(x.key(0), x.key(len(x.pages)-1))
+}
+
+// size returns the length of the block without checksum and padding.
+func (x *indexBuilder) size() int {
+	n, common := len(x.pages), x.common()
+	size := blockHeader + indexEntry*n + common
+	for i := range n {
+		size += max(len(x.key(i))-common-8, 0)
+	}
+	return size
+}
+
+// finish writes the block to b, which is zero and has whole pages.
+func (x *indexBuilder) finish(b []byte) {
+	n, common := len(x.pages), x.common()
+	b[0] = typeIndex
+	le.PutUint32(b[4:], uint32(len(b)/pageSize))
+	le.PutUint32(b[8:], uint32(n))
+	le.PutUint32(b[12:], uint32(common))
+	heads, pages, ends := b[blockHeader:], b[blockHeader+8*n:], b[blockHeader+12*n:]
+	tails := b[blockHeader+indexEntry*n:]
+	if n > 0 {
+		tails = tails[copy(tails, x.key(0)[:common]):]
+	}
+	end := 0
+	for i, page := range x.pages {
+		rest := x.key(i)[common:]
+		head := min(len(rest), 8)
+		end += copy(tails[end:], rest[head:])
+		le.PutUint64(heads[8*i:], head8(rest))
+		le.PutUint32(pages[4*i:], page)
+		le.PutUint32(ends[4*i:], uint32(head<<headShift|end))
+	}
+}
+
+// indexBlock is a view of an index block that was verified.
+type indexBlock struct {
+	heads, pages, ends []byte
+	common, tails      []byte
+	n                  int
+}
+
+// parseIndex returns a view of b, and false if its header cannot be.
+func parseIndex(b []byte) (x indexBlock, ok bool) {
+	n, common := uint64(le.Uint32(b[8:])), uint64(le.Uint32(b[12:]))
+	if b[0] != typeIndex || blockHeader+n*indexEntry+common > uint64(len(b)-checksumSize) {
+		return x, false
+	}
+	x.n = int(n)
+	b = b[blockHeader : len(b)-checksumSize]
+	x.heads, b = b[:8*n], b[8*n:]
+	x.pages, b = b[:4*n], b[4*n:]
+	x.ends, b = b[:4*n], b[4*n:]
+	x.common, x.tails = b[:common], b[common:]
+	return x, true
+}
+
+func (x *indexBlock) head(i int) uint64 { return le.Uint64(x.heads[8*i:]) }
+
+// child returns the first page of child i, and whether it continues the key that the one before ends with.
+func (x *indexBlock) child(i int) (page uint32, cont bool) {
+	p := le.Uint32(x.pages[4*i:])
+	return p &^ continues, p&continues != 0
+}
+
+// compare compares separator i with key, given what is left of key behind the common bytes and that the head is equal.
+func (x *indexBlock) compare(i int, rest []byte) int {
+	if head := int(le.Uint32(x.ends[4*i:]) >> headShift); head < 8 || len(rest) < 8 {
+		return head - min(len(rest), 8)
+	}
+	return bytes.Compare(x.tail(i), rest[8:])
+}
+
+// find returns the last child that begins below the first version of key, or 0: the first one that may hold it.
+func (x *indexBlock) find(key []byte) int {
+	if c := commonPrefix(x.common, key); c < len(x.common) {
+		if c == len(key) || key[c] < x.common[c] {
+			return 0
+		}
+		return max(x.n-1, 0)
+	}
+	rest := key[len(x.common):]
+	h := head8(rest)
+	lo, hi := 0, x.n
+	for lo < hi {
+		mid := int(uint(lo+hi) / 2)
+		if x.head(mid) < h {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo < x.n && x.head(lo) == h {
+		lo = x.among(lo, h, rest)
+	}
+	return max(lo-1, 0)
+}
+
+// among returns the first child from lo on that does not begin below the first version of the key, given that the head
+// of lo is that of the key.
+func (x *indexBlock) among(lo int, h uint64, rest []byte) int {
+	hi := x.n
+	for lo < hi {
+		mid := int(uint(lo+hi) / 2)
+		below := false
+		if x.head(mid) == h {
+			c := x.compare(mid, rest)
+			_, cont := x.child(mid)
+			below = c < 0 || c == 0 && !cont
+		}
+		if below {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo
+}
+
+// separator returns separator i, in the memory of b.
+func (x *indexBlock) separator(b []byte, i int) []byte {
+	b = append(b[:0], x.common...)
+	end := le.Uint32(x.ends[4*i:])
+	b = binary.BigEndian.AppendUint64(b, x.head(i))[:len(x.common)+min(int(end>>headShift), 8)]
+	return append(b, x.tail(i)...)
+}
+
+// tail returns what is behind the head of separator i.
+func (x *indexBlock) tail(i int) []byte {
+	var from uint32
+	if i > 0 {
+		from = le.Uint32(x.ends[4*i-4:]) & maxTails
+	}
+	to := min(le.Uint32(x.ends[4*i:])&maxTails, uint32(len(x.tails)))
+	return x.tails[min(from, to):to]
+}
+
+// RangeDelete deletes every version below Ref of the keys from Start, inclusive, to End, exclusive. A nil End means no
+// upper bound.
+type RangeDelete struct {
+	Start, End []byte
+	Ref        uint64
+}
+
+// The bounds block holds the first and the last key and the range deletes:
+//
+//	0      1       4       8        12      16
+//	+------+-------+-------+--------+-------+-----------------+---------------+- - - - - - - - - - - - -+- - - +
+//	| type | zeros | pages | ranges | zero  | n, smallest key | n, largest key| n, start, n, end, 8 ref | ...  |
+//	+------+-------+-------+--------+-------+-----------------+---------------+- - - - - - - - - - - - -+- - - +
+//
+// Lengths are uvarints; that of an end is 0 for none and one more than its length otherwise.
+func encodeBounds(smallest, largest []byte, ranges []RangeDelete) []byte {
+	b := make([]byte, blockHeader, pageSize)
+	appendBytes := func(p []byte, more int) {
+		b = appendUvarint(b, len(p)+more)
+		b = append(b, p...)
+	}
+	appendBytes(smallest, 0)
+	appendBytes(largest, 0)
+	for _, d := range ranges {
+		appendBytes(d.Start, 0)
+		if d.End == nil {
+			b = append(b, 0)
+		} else {
+			appendBytes(d.End, 1)
+		}
+		b = le.AppendUint64(b, d.Ref)
+	}
+	pages := pagesFor(len(b))
+	b = append(b, make([]byte, pages*pageSize-len(b))...)
+	b[0] = typeBounds
+	le.PutUint32(b[4:], uint32(pages))
+	le.PutUint32(b[8:], uint32(len(ranges)))
+	return b
+}
+
+// bounds is a decoded bounds block. It owns its bytes.
+type bounds struct {
+	smallest, largest []byte
+	ranges            []RangeDelete
+}
+
+// decodeBounds takes a verified block.
+func decodeBounds(block []byte, ranges uint32) (d bounds, ok bool) {
+	if block[0] != typeBounds || le.Uint32(block[8:]) != ranges {
+		return d, false
+	}
+	b := bytes.Clone(block[blockHeader : len(block)-checksumSize])
+	if d.smallest, b, ok = cutBytes(b, 0); !ok {
+		return d, false
+	}
+	if d.largest, b, ok = cutBytes(b, 0); !ok {
+		return d, false
+	}
+	if uint64(ranges)*10 > uint64(len(b)) {
+		return d, false
+	}
+	d.ranges = make([]RangeDelete, ranges)
+	for i := range d.ranges {
+		r := &d.ranges[i]
+		if r.Start, b, ok = cutBytes(b, 0); !ok {
+			return d, false
+		}
+		if r.End, b, ok = cutBytes(b, 1); !ok || len(b) < 8 {
+			return d, false
+		}
+		r.Ref, b = le.Uint64(b), b[8:]
+	}
+	return d, true
+}
+
+// cutBytes takes bytes and the length before them, which counts more than there are, off the front of b. The length 0
+// with more stands for nil.
+func cutBytes(b []byte, more uint64) (p, rest []byte, ok bool) {
+	n, b, ok := cutUvarint(b)
+	if !ok {
+		return nil, b, false
+	}
+	if n < more {
+		return nil, b, true
+	}
+	if n -= more; n > uint64(len(b)) || n > 2*memindex.MaxKeyLen {
+		return nil, b, false
+	}
+	return b[:n:n], b[n:], true
+}

@@ -1,0 +1,368 @@
+package run
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"runtime/debug"
+	"sync/atomic"
+	"unsafe"
+
+	"shiplog/engine/internal/memindex"
+	"shiplog/wal"
+	"shiplog/wal/vfs"
+)
+
+// Run is an open run. All methods but Close may be called concurrently.
+//
+// Every block is verified against its checksum when it is touched for the first time after Open. A block that does not
+// validate, then or later, is reported as a [*CorruptError], a failure of the medium under the map as [wal.ErrIO].
+type Run struct {
+	path   string
+	m      vfs.Mapping
+	data   []byte // of m
+	head   header
+	foot   footer
+	base   uint64 // lowest ref
+	end    uint32 // page behind the root: the blocks that a search may touch
+	filter int    // where the filter begins, in bytes
+	info   Info
+	bounds bounds
+
+	verified []atomic.Uint32 // a bit for each page: a block that begins there has been verified
+}
+
+// Open maps a run and verifies its header, its footer, the root of its index, and its range deletes: a few pages,
+// however long it is. It allocates a bit for each page and what the range deletes take.
+func Open(fsys vfs.FS, path string) (_ *Run, err error) {
+	file, err := fsys.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open run: %w", err)
+	}
+	defer func() { _ = file.Close() }() // nothing was written
+	size, err := file.Size()
+	if err != nil {
+		return nil, fmt.Errorf("open run: %w", err)
+	}
+	if size < 2*pageSize || size%pageSize != 0 || size/pageSize > maxPages || size > math.MaxInt {
+		return nil, &CorruptError{Path: path, Reason: fmt.Sprintf("length %d", size)}
+	}
+	m, err := file.Map(size, false)
+	if err != nil {
+		return nil, fmt.Errorf("open run: %w", err)
+	}
+	r := &Run{path: path, m: m, data: m.Bytes()}
+	if err := r.open(); err != nil {
+		_ = m.Close() // nothing was stored
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Run) open() (err error) {
+	defer r.leave(enter(), &err)
+	switch reason, version := r.head.decode(r.data[:pageSize]); {
+	case reason != "":
+		return r.corrupt(0, reason)
+	case version != formatVersion:
+		return &wal.VersionError{What: "run format", Have: formatVersion, Need: version}
+	}
+	pages := uint32(len(r.data) / pageSize)
+	last := r.data[len(r.data)-pageSize:]
+	if reason := r.foot.decode(last, r.head.id, pages); reason != "" {
+		return r.corrupt(pages-1, reason)
+	}
+	r.verified = make([]atomic.Uint32, (pages+31)/32)
+	r.base = baseRef(r.head.from)
+	r.end = r.foot.root.end()
+	r.filter = int(r.foot.filter().page) * pageSize
+	r.info = r.foot.info(&r.head, last)
+	if _, err := r.index(r.foot.root.page); err != nil {
+		return err
+	}
+	s := r.foot.bounds
+	b := r.data[int(s.page)*pageSize : int(s.end())*pageSize]
+	if !sealed(b, r.head.id, s.page) {
+		return r.corrupt(s.page, "checksum of the bounds")
+	}
+	var ok bool
+	if r.bounds, ok = decodeBounds(b, r.foot.ranges); !ok {
+		return r.corrupt(s.page, "bounds")
+	}
+	return nil
+}
+
+// Close ends the map. The caller guarantees that no method is running and that no iterator is used afterwards.
+func (r *Run) Close() error {
+	r.data = nil
+	return r.m.Close()
+}
+
+// Path returns the name that the run was opened by.
+func (r *Run) Path() string { return r.path }
+
+// Info returns what the run says about itself.
+func (r *Run) Info() Info { return r.info }
+
+// RangeDeletes returns the range deletes in the order in which they were added. They must not be changed.
+func (r *Run) RangeDeletes() []RangeDelete { return r.bounds.ranges }
+
+// Smallest returns the first key, which must not be changed. Without entries there is none: see Info.
+func (r *Run) Smallest() []byte { return r.bounds.smallest }
+
+// Largest returns the last key, which must not be changed.
+func (r *Run) Largest() []byte { return r.bounds.largest }
+
+func (r *Run) corrupt(page uint32, reason string) error {
+	return &CorruptError{Path: r.path, Offset: int64(page) * pageSize, Reason: reason}
+}
+
+// enter lets faults of this goroutine come as panics. The result is for leave.
+func enter() bool { return debug.SetPanicOnFault(true) }
+
+// leave ends an access to the map that began with enter. It must be deferred directly. It turns a fault inside the map
+// into an error, and lets every other panic pass.
+func (r *Run) leave(old bool, err *error) {
+	debug.SetPanicOnFault(old)
+	if x := recover(); x != nil {
+		r.fault(x, err)
+	}
+}
+
+func (r *Run) fault(x any, err *error) {
+	e, ok := x.(interface {
+		error
+		Addr() uintptr
+	})
+	if ok && len(r.data) > 0 {
+		start := uintptr(unsafe.Pointer(unsafe.SliceData(r.data)))
+		if a := e.Addr(); a >= start && a-start < uintptr(len(r.data)) {
+			*err = fmt.Errorf("%w: run %s: map fault at offset %d: %w", wal.ErrIO, r.path, a-start, e)
+			return
+		}
+	}
+	panic(x)
+}
+
+func (r *Run) isVerified(page uint32) bool { return r.verified[page/32].Load()>>(page%32)&1 != 0 }
+
+// block returns the block that begins at a page, verified once.
+func (r *Run) block(page uint32) ([]byte, error) {
+	if page == 0 || page >= r.end {
+		return nil, r.corrupt(0, fmt.Sprintf("page %d in the index", page))
+	}
+	b := r.data[int(page)*pageSize:]
+	n := le.Uint32(b[4:])
+	if n == 0 || n > r.end-page {
+		return nil, r.corrupt(page, "length of the block")
+	}
+	b = b[:int(n)*pageSize]
+	if !r.isVerified(page) {
+		if !sealed(b, r.head.id, page) {
+			return nil, r.corrupt(page, "checksum of the block")
+		}
+		r.verified[page/32].Or(1 << (page % 32))
+	}
+	return b, nil
+}
+
+func (r *Run) index(page uint32) (indexBlock, error) {
+	b, err := r.block(page)
+	if err != nil {
+		return indexBlock{}, err
+	}
+	x, ok := parseIndex(b)
+	if !ok {
+		return x, r.corrupt(page, "index block")
+	}
+	return x, nil
+}
+
+// mayHold asks the filter.
+func (r *Run) mayHold(h uint64) (bool, error) {
+	at := r.filter + lineOffset(h, r.foot.filterLines)
+	if page := uint32(at / pageSize); !r.isVerified(page) {
+		if !sealed(r.data[int(page)*pageSize:][:pageSize], r.head.id, page) {
+			return false, r.corrupt(page, "checksum of the filter")
+		}
+		r.verified[page/32].Or(1 << (page % 32))
+	}
+	return inLine((*[lineSize]byte)(r.data[at:]), h), nil
+}
+
+// path leads from the root to a data block.
+type path struct {
+	page uint32            // of the data block
+	step [maxLevels]onPath // from the root on
+}
+
+type onPath struct {
+	page  uint32
+	child int32
+}
+
+// way says which child a descent takes.
+type way int8
+
+const (
+	byKey way = iota // the first that may hold a key
+	toFirst
+	toLast
+)
+
+// seek leads to the first data block that may hold key.
+func (r *Run) seek(p *path, key []byte) error { return r.descend(p, 0, r.foot.root.page, byKey, key) }
+
+// descend goes from an index block of a level down to a data block.
+func (r *Run) descend(p *path, level int, page uint32, w way, key []byte) error {
+	for ; level < int(r.foot.levels); level++ {
+		x, err := r.index(page)
+		if err != nil {
+			return err
+		}
+		if x.n == 0 {
+			return r.corrupt(page, "index block without children")
+		}
+		i := 0
+		switch w {
+		case byKey:
+			i = x.find(key)
+		case toLast:
+			i = x.n - 1
+		}
+		p.step[level] = onPath{page, int32(i)}
+		page, _ = x.child(i)
+	}
+	p.page = page
+	return nil
+}
+
+// move leads to the data block before (by -1) or behind (by 1) the one where p is. At the end it returns false and
+// leaves p as it is.
+func (r *Run) move(p *path, by int) (bool, error) {
+	for level := int(r.foot.levels) - 1; level >= 0; level-- {
+		at := &p.step[level]
+		x, err := r.index(at.page)
+		if err != nil {
+			return false, err
+		}
+		i := int(at.child) + by
+		if i < 0 || i >= x.n {
+			continue
+		}
+		at.child = int32(i)
+		page, _ := x.child(i)
+		w := toFirst
+		if by < 0 {
+			w = toLast
+		}
+		return true, r.descend(p, level+1, page, w, nil)
+	}
+	return false, nil
+}
+
+// Get returns the newest version of key below at. It may be a Delete, and range deletes are not considered. It does
+// not allocate.
+func (r *Run) Get(key []byte, at uint64) (v memindex.Version, ok bool, err error) {
+	return r.GetHashed(key, Hash(key), at)
+}
+
+// GetHashed is Get for callers that ask several runs and have the [Hash] of the key.
+func (r *Run) GetHashed(key []byte, hash, at uint64) (v memindex.Version, ok bool, err error) {
+	defer r.leave(enter(), &err)
+	if may, err := r.mayHold(hash); !may {
+		return v, false, err
+	}
+	return r.get(key, at)
+}
+
+func (r *Run) get(key []byte, at uint64) (v memindex.Version, ok bool, err error) {
+	if r.foot.entries == 0 {
+		return v, false, nil
+	}
+	var p path
+	if err := r.seek(&p, key); err != nil {
+		return v, false, err
+	}
+	for {
+		b, err := r.block(p.page)
+		if err != nil {
+			return v, false, err
+		}
+		v, found, err := r.search(b, p.page, key, at)
+		if err != nil || found != olderBehind {
+			return v, found == foundVersion, err
+		}
+		if ok, err := r.move(&p, 1); !ok {
+			return v, false, err
+		}
+	}
+}
+
+// outcome says how the search of a block for a version ended.
+type outcome int
+
+const (
+	absent       outcome = iota
+	foundVersion         // here it is
+	olderBehind          // the block ends with a version that is too new: the next one may have it
+)
+
+// search looks for the newest version of key below at in a data block.
+func (r *Run) search(b []byte, page uint32, key []byte, at uint64) (v memindex.Version, o outcome, err error) {
+	d, ok := parseData(b)
+	if !ok {
+		return v, absent, r.corrupt(page, "data block")
+	}
+	e, ok := d.first(r.base)
+	if !ok {
+		return v, absent, r.corrupt(page, "first entry")
+	}
+	first := b[e.at : e.at+e.size]
+	g, common, ok := d.group(key, first, r.base)
+	if !ok {
+		return v, absent, r.corrupt(page, "group")
+	}
+	seen := false
+	for ; g < d.groups; g++ {
+		e = entry{ref: r.base, size: uint32(len(first))}
+		next := d.offset(g)
+		known := common
+		if g == 0 {
+			known = 0
+		}
+		for i := range d.count(g) {
+			if next = e.decode(b, next, r.base); next == 0 {
+				return v, absent, r.corrupt(page, "entry")
+			}
+			switch {
+			case seen && int(e.size) != len(key):
+				return v, absent, nil
+			case !seen, i == 0:
+				var c int
+				if c, known = d.step(&e, key, known); c > 0 || seen && c != 0 {
+					return v, absent, nil
+				} else if c < 0 {
+					continue
+				}
+				seen = true
+			case int(e.shared) != len(key):
+				return v, absent, nil
+			}
+			if e.ref < at {
+				return memindex.Version{Ref: e.ref, Kind: e.kind}, foundVersion, nil
+			}
+		}
+	}
+	if seen {
+		return v, olderBehind, nil
+	}
+	return v, absent, nil
+}
+
+// MayHold reports whether the run may have a version of the key with this [Hash]: false is certain, true is wrong for
+// about one key in a hundred.
+func (r *Run) MayHold(hash uint64) (may bool, err error) {
+	defer r.leave(enter(), &err)
+	return r.mayHold(hash)
+}
