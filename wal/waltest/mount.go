@@ -2,12 +2,16 @@ package waltest
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+
+	"shiplog/wal/vfs"
 )
 
 // Mount is a real file system on a loop device or in memory, that a test has to itself. It needs root and Linux;
@@ -19,6 +23,7 @@ type Mount struct {
 	kind  string
 	image string
 	up    bool
+	syncs sync.RWMutex // held by the syncs of FS, and by Shutdown against them
 }
 
 // NewMount makes a file system of a kind that mkfs knows, or "tmpfs", of at least size bytes (xfs: 300 MiB at the
@@ -94,7 +99,53 @@ func (m *Mount) unmount() error {
 
 // Shutdown cuts the power: from now on nothing reaches the disk, not even what the file system's own log has gathered,
 // and every call answers EIO. Close all files and maps, then call [Mount.Restart].
-func (m *Mount) Shutdown() error { return shutdown(m.Dir) }
+//
+// The cut takes a moment, and a sync inside that moment may succeed without having reached the disk, which no loss of
+// power does. Users that sync meanwhile must go through [Mount.FS], whose syncs come before the cut or fail after it.
+func (m *Mount) Shutdown() error {
+	m.syncs.Lock()
+	defer m.syncs.Unlock()
+	return shutdown(m.Dir)
+}
+
+// FS is the host's file system, with syncs that [Mount.Shutdown] does not run into.
+func (m *Mount) FS() vfs.FS { return mountFS{vfs.OS, m} }
+
+type mountFS struct {
+	vfs.FS
+	mount *Mount
+}
+
+func (f mountFS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+	file, err := f.FS.OpenFile(name, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	return mountFile{file, f.mount}, nil
+}
+
+func (f mountFS) SyncDir(name string) error {
+	f.mount.syncs.RLock()
+	defer f.mount.syncs.RUnlock()
+	return f.FS.SyncDir(name)
+}
+
+type mountFile struct {
+	vfs.File
+	mount *Mount
+}
+
+func (f mountFile) Sync() error {
+	f.mount.syncs.RLock()
+	defer f.mount.syncs.RUnlock()
+	return f.File.Sync()
+}
+
+func (f mountFile) Datasync() error {
+	f.mount.syncs.RLock()
+	defer f.mount.syncs.RUnlock()
+	return f.File.Datasync()
+}
 
 // Restart mounts the file system again as it is found after [Mount.Shutdown]: its own log is replayed.
 func (m *Mount) Restart() error {
