@@ -264,6 +264,9 @@ func (p *powerWriter) transfer(l engine.Level) {
 	}
 }
 
+// pause leaves the processors to others between two looks.
+const pause = 200 * time.Microsecond
+
 // writeUntilCut lets the writers run, cuts the power in the middle, and closes what is left.
 func (w *powerWorld) writeUntilCut() {
 	var wg, readers sync.WaitGroup
@@ -273,7 +276,7 @@ func (w *powerWorld) writeUntilCut() {
 	}
 	stop := make(chan struct{})
 	readers.Go(func() {
-		for {
+		for ; ; time.Sleep(pause) {
 			select {
 			case <-stop:
 				return
@@ -286,7 +289,7 @@ func (w *powerWorld) writeUntilCut() {
 		}
 	})
 	until := w.acked.Load() + int64(w.rng.IntN(120))
-	for end := time.Now().Add(30 * time.Second); w.acked.Load() < until; time.Sleep(100 * time.Microsecond) {
+	for end := time.Now().Add(30 * time.Second); w.acked.Load() < until; time.Sleep(pause) {
 		if time.Now().After(end) {
 			w.t.Fatalf("%s: commits do not go on", w.what)
 		}
