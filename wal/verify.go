@@ -332,7 +332,7 @@ func (v *verifier) torn(s *segment, off int) bool {
 func (v *verifier) promised(s *segment, off int) string {
 	for {
 		var m frameMeta
-		if off = nextFrame(s, v.buf, off, v.cur.epoch, &m); off < 0 {
+		if off = nextFrame(s, v.buf, off, len(v.buf), v.cur.epoch, &m); off < 0 {
 			return ""
 		}
 		f := m.frame(s.base()+LSN(off), s.header.Time)
@@ -347,7 +347,7 @@ func (v *verifier) promised(s *segment, off int) string {
 func (v *verifier) resync(s *segment, off int) int {
 	v.chained = false
 	var m frameMeta
-	if off = nextFrame(s, v.buf, off, 0, &m); off < 0 {
+	if off = nextFrame(s, v.buf, off, len(v.buf), 0, &m); off < 0 {
 		return -1
 	}
 	v.cur = cursor{
@@ -357,10 +357,10 @@ func (v *verifier) resync(s *segment, off int) int {
 	return off
 }
 
-// nextFrame finds the next frame in a segment's bytes whose checksum holds, at any multiple of 8; -1: there is none. The
-// head check stands before the hashing of a payload, so the search is linear whatever the bytes are.
-func nextFrame(s *segment, b []byte, off int, epoch Epoch, m *frameMeta) int {
-	for ; off+FrameHeaderSize <= len(b); off += frameAlign {
+// nextFrame finds the next frame in a segment's bytes whose checksum holds and whose header ends at or below end, at
+// any multiple of 8; -1: there is none. The head check stands before the hashing of a payload, so the search is linear whatever the bytes are.
+func nextFrame(s *segment, b []byte, off, end int, epoch Epoch, m *frameMeta) int {
+	for ; off+FrameHeaderSize <= end; off += frameAlign {
 		p := b[off:]
 		if allZero(p[8:16]) { // no frame has neither length nor codec
 			continue

@@ -1,0 +1,38 @@
+package wal
+
+import "fmt"
+
+// FrameFrom returns where the first frame begins at or above an LSN, in the same segment; seals count. It is how a place in the middle of
+// a log is entered: for an estimate over the log, say. What it finds validates, so it is a frame, but
+// bytes in front of it may be damaged. [ErrBeyondEnd]: there is none below the head, or the segment's end.
+func (l *Log) FrameFrom(at LSN) (_ LSN, err error) {
+	head := l.Head()
+	at = (at + frameAlign - 1) &^ (frameAlign - 1)
+	at = max(at, l.skip(at&^LSN(l.SegmentSize()-1)))
+	if at >= head {
+		return 0, fmt.Errorf("%w: %v", ErrBeyondEnd, at)
+	}
+	s, err := l.position(at)
+	if err != nil {
+		return 0, err
+	}
+	h, err := l.handles.pin(s)
+	if err != nil {
+		return 0, err
+	}
+	defer h.leave(enter(), &err)
+	end := min(s.header.SegmentSize, int64(head-s.base()))
+	off := int64(at - s.base())
+	data := h.data
+	if data == nil {
+		data = make([]byte, s.header.SegmentSize)
+		if err := readFull(h.file, data[off:end], off); err != nil {
+			return 0, err
+		}
+	}
+	var m frameMeta
+	if found := nextFrame(s, data, int(off), int(end), 0, &m); found >= 0 {
+		return s.base() + LSN(found), nil
+	}
+	return 0, fmt.Errorf("%w: no frame at or above %v in its segment", ErrBeyondEnd, at)
+}
