@@ -11,10 +11,10 @@ import (
 // chunkOps is how many operations are decoded ahead of the index at a time.
 const chunkOps = 8 << 10
 
-// replay enters the log from its tail to the end of its last complete batch into the index. One
+// replay enters the log from an LSN, or from its tail if that is higher, to the end of its last complete batch into the index. One
 // goroutine reads, verifies, decompresses and decodes; this one indexes: the two halves of the work
 // are about equal. Both have ended on return.
-func (db *DB) replay() error {
+func (db *DB) replay(from wal.LSN) error {
 	full, free := make(chan *chunk, 4), make(chan *chunk, 6)
 	for range cap(free) {
 		free <- &chunk{}
@@ -24,7 +24,7 @@ func (db *DB) replay() error {
 	go func() { // ends with the log, an error, or cancel
 		defer close(done)
 		defer close(full)
-		db.decodeAll(ctx, full, free)
+		db.decodeAll(ctx, max(from, db.log.Tail()), full, free)
 	}()
 	defer func() {
 		cancel()
@@ -39,14 +39,15 @@ func (db *DB) replay() error {
 			db.marks.indexed.Store(uint64(c.end))
 			db.idx.SetFloor(refAt(min(c.end, db.log.Committed())))
 		}
+		db.freezeAfter(c)
 		c.reset()
 		free <- c
 	}
 	return nil
 }
 
-func (db *DB) decodeAll(ctx context.Context, full chan<- *chunk, free <-chan *chunk) {
-	r := db.log.NewReader(db.log.Tail())
+func (db *DB) decodeAll(ctx context.Context, from wal.LSN, full chan<- *chunk, free <-chan *chunk) {
+	r := db.log.NewReader(from)
 	defer r.Close()
 	var d decoder
 	c := <-free
@@ -120,6 +121,12 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 	}()
 	for {
 		if r == nil && !db.log.Empty() {
+			if tail := db.log.Tail(); tail > 0 && from == 0 {
+				// A copy that starts at a moved tail is a state that the log has been in from the tail record on.
+				db.firstTail = tail
+				db.loadedAt.Store(loadingUntilConsistent)
+				db.idx.SetTail(tail)
+			}
 			r = db.log.NewReader(max(from, db.log.Tail()))
 		}
 		for r != nil && r.Next() {
@@ -152,6 +159,7 @@ func (db *DB) applyChunk(c *chunk) {
 	if c.end != 0 {
 		db.marks.applied(c.end)
 	}
+	db.freezeAfter(c)
 	c.reset()
 }
 
@@ -173,6 +181,7 @@ func (db *DB) applyControl(c wal.Control, end wal.LSN) {
 		db.setRule(c.Rule)
 		db.marks.setDegraded(c.DegradedFrom)
 		db.clock.observe(c.ClockFloor)
+		db.noteTail(c.Tail, end)
 		if c.Tail >= db.firstTail {
 			db.consistentAt.CompareAndSwap(0, uint64(end))
 		}
@@ -206,15 +215,21 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 	case lsn < db.marks.committedLSN():
 		return fmt.Errorf("cut back to %v: everything up to %v is committed", lsn, db.marks.committedLSN())
 	}
-	db.applier.stop()
-	err := db.log.Truncate(lsn)
-	if err == nil {
-		db.idx.CutFrom(refAt(lsn))
-		db.marks.cut(db.log.BatchEnd(), db.log.Durable())
-	} else {
-		err = fmt.Errorf("cut back to %v: %w", lsn, err)
+	if err := db.log.CanTruncate(lsn); err != nil {
+		return fmt.Errorf("cut back to %v: %w", lsn, err)
 	}
-	db.applier = db.startApplier(db.marks.indexedLSN())
+	db.applier.stop()
+	from, err := db.cutIndex(lsn) // first, so that no run speaks of what the log does not hold
+	if err == nil {
+		err = db.log.Truncate(lsn)
+	}
+	if err != nil {
+		err = fmt.Errorf("cut back to %v: %w", lsn, err)
+	} else {
+		from = min(from, db.log.BatchEnd())
+	}
+	db.marks.cut(from, db.log.Durable())
+	db.applier = db.startApplier(from)
 	return err
 }
 

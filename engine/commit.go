@@ -398,6 +398,9 @@ func (db *DB) appendRun(durable bool) bool {
 		p.waiters = append(p.waiters, &c.waiter)
 	}
 	db.marks.appended(r.End, p.waiters)
+	if db.idx.Full() {
+		db.freeze(r.End)
+	}
 	clear(p.waiters)
 	clear(p.batches)
 	return true
@@ -443,6 +446,9 @@ func (db *DB) appendFailed(run []*commit, durable bool, err error) {
 // appendControl appends and syncs c's control record; its effect on the marks begins with it. The
 // answer waits for the disk only.
 func (db *DB) appendControl(c *commit) {
+	if t, ok := c.control.(*wal.TailRecord); ok {
+		db.completeTail(t)
+	}
 	r, err := db.log.AppendControl(c.control, false)
 	if err != nil {
 		c.finish(err)

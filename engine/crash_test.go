@@ -106,6 +106,7 @@ func TestCrashAtEveryCall(t *testing.T) {
 	s := newScript()
 	for _, level := range []engine.Level{engine.Durable, engine.Written} {
 		t.Run(level.String(), func(t *testing.T) {
+			defer engine.FreezeEvery(7)() // runs are written and merged meanwhile
 			opts := engine.Options{Commit: level, SegmentSize: 64 << 10, CommitTimeout: -1}
 			for k := 0; ; k++ {
 				disk := waltest.NewDisk()

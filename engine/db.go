@@ -7,7 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"shiplog/engine/internal/memindex"
+	"shiplog/engine/internal/index"
 	"shiplog/wal"
 )
 
@@ -18,18 +18,22 @@ type Position = wal.Position
 type DB struct {
 	opts  Options
 	log   *wal.Log
-	idx   index
+	idx   *index.Index
 	clock *clock
 	marks marks
 	pipe  pipeline
 	pins  pins
 	push  atomic.Pointer[func()]
 
-	floor        atomic.Uint64 // LSN below which the index keeps one version a key
+	floor        atomic.Uint64 // LSN below which only pinned readers find what they look for
 	firstTail    wal.LSN       // the log's tail at open
 	consistentAt atomic.Uint64 // end of the tail record that makes [tail, ...) a consistent state
 	loadedAt     atomic.Uint64 // reads answer ErrLoading until this LSN is visible; 0: no wait
 	applyErr     atomic.Pointer[error]
+	newTail      atomic.Uint64 // where the newest tail record says that the log begins
+
+	trimMu sync.Mutex  // guards trims, and removal
+	trims  []trimmable // in log order
 
 	closed   atomic.Bool
 	follower atomic.Bool
@@ -38,21 +42,8 @@ type DB struct {
 	roleMu  sync.Mutex // serialises changes of role, and Close
 	applier *applier   // of a follower; guarded by roleMu
 	flusher *flusher
+	reclaim *reclaimer  // of a leader; nil without reclaim; guarded by roleMu
 	ending  atomic.Bool // the end of a degraded span is being appended
-}
-
-// index is what the engine asks of its index: key to the positions of its versions. The versions
-// are wal.Refs, so they order as the log does.
-type index interface {
-	Insert(key []byte, ref uint64, kind memindex.Kind)
-	DeleteRange(start, end []byte, ref uint64)
-	Get(key []byte, at uint64) (memindex.Version, bool)
-	Latest(key []byte) (memindex.Version, bool)
-	Scan(dst *memindex.Chunk, lo, hi []byte, loOpen bool, at uint64, reverse bool, limit int)
-	SetFloor(at uint64)
-	CutFrom(ref uint64)
-	Len() int
-	Bytes() int64
 }
 
 // loadingUntilConsistent in loadedAt: the log starts at a moved tail, and its tail record has not been seen.
@@ -69,7 +60,7 @@ func Open(dir string, opts *Options) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db := &DB{opts: o, clock: newClock(o.Now), idx: memindex.New()}
+	db := &DB{opts: o, clock: newClock(o.Now)}
 	db.marks.followers = map[wal.NodeID]*follower{}
 	if !o.Follower {
 		db.clock.observe(o.Now().UnixMilli())
@@ -80,14 +71,17 @@ func Open(dir string, opts *Options) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	if err := db.start(opts); err != nil {
+	if err := db.start(dir, opts); err != nil {
+		if db.idx != nil {
+			db.idx.Close()
+		}
 		return nil, errors.Join(fmt.Errorf("open database: %w", err), db.log.Close())
 	}
 	return db, nil
 }
 
-// start replays the log and takes up the role.
-func (db *DB) start(asked *Options) error {
+// start opens the index, replays the log from where its runs end, and takes up the role.
+func (db *DB) start(dir string, asked *Options) error {
 	db.marks.log = db.log
 	db.marks.ruleLevel.Store(uint32(Durable))
 	if r := db.log.Recovery(); r.Cut {
@@ -98,7 +92,13 @@ func (db *DB) start(asked *Options) error {
 		if db.firstTail > 0 {
 			db.loadedAt.Store(loadingUntilConsistent)
 		}
-		if err := db.replay(); err != nil {
+	}
+	from, err := db.openIndex(dir)
+	if err != nil {
+		return err
+	}
+	if !db.log.Empty() {
+		if err := db.replay(from); err != nil {
 			return err
 		}
 	}
@@ -110,6 +110,9 @@ func (db *DB) start(asked *Options) error {
 	}
 	db.raiseFloor()
 	db.flusher = startFlusher(db)
+	if db.opts.SpaceFactor > 0 {
+		db.reclaim = startReclaimer(db)
+	}
 	return nil
 }
 
@@ -140,7 +143,7 @@ func (db *DB) becomeLeader(asked *Options) error {
 		if err := db.log.Create(db.newRule()); err != nil {
 			return fmt.Errorf("create database: %w", err)
 		}
-		if err := db.replay(); err != nil {
+		if err := db.replay(0); err != nil {
 			return err
 		}
 	default:
@@ -269,6 +272,9 @@ func (db *DB) Close() error {
 	if db.closed.Swap(true) {
 		return nil
 	}
+	if db.reclaim != nil {
+		db.reclaim.stop()
+	}
 	db.pipe.syncing.Lock() // the group in hand ends first; later ones are refused
 	db.pipe.syncing.Unlock()
 	if db.applier != nil {
@@ -280,6 +286,7 @@ func (db *DB) Close() error {
 		db.marks.synced(db.log.Durable())
 	}
 	db.marks.fail(&OutcomeError{Cause: ErrClosed})
+	db.closeIndex()
 	if err := db.log.Close(); err != nil {
 		return fmt.Errorf("close database: %w", err)
 	}

@@ -106,6 +106,7 @@ type chunk struct {
 	ops      []indexOp
 	controls []controlAt
 	end      wal.LSN // end of the last complete batch; 0: none in this chunk
+	last     wal.LSN // end of the last frame
 	time     int64   // log time of the last frame
 	err      error
 }
@@ -125,7 +126,7 @@ type controlAt struct {
 
 func (c *chunk) reset() {
 	c.keys, c.ops, c.controls = c.keys[:0], c.ops[:0], c.controls[:0]
-	c.end, c.time, c.err = 0, 0, nil
+	c.end, c.last, c.time, c.err = 0, 0, 0, nil
 }
 
 // add decodes one frame into the chunk.
@@ -141,6 +142,7 @@ func (c *chunk) add(d *decoder, f wal.Frame, raw []byte) error {
 	} else if err := d.frame(f, raw, c.record); err != nil {
 		return err
 	}
+	c.last = f.End()
 	if f.Last() {
 		c.end = f.End()
 	}

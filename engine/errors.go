@@ -37,6 +37,8 @@ var (
 	ErrLoading = errors.New("engine: loading")
 	// ErrTrimmed is returned by Changes for a position below the tail of the log.
 	ErrTrimmed = wal.ErrTrimmed
+	// ErrSnapshotTooOld is returned by reads of a snapshot, and of its iterators, when the log has given up what it may show.
+	ErrSnapshotTooOld = errors.New("engine: snapshot too old")
 	// ErrLost is returned for a position that this database's history does not contain.
 	ErrLost = errors.New("engine: position was lost at a fork of the history")
 	// ErrUnavailable is returned by Promote: this version can follow, but not take over.

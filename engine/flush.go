@@ -42,6 +42,7 @@ func (f *flusher) run(db *DB) {
 			return
 		case <-floor.C:
 			db.raiseFloor()
+			db.trim()
 			continue
 		case <-f.kicks:
 		}

@@ -94,7 +94,13 @@ func (it *Iterator) load(lo, hi []byte, loOpen, reverse bool) bool {
 		return false
 	}
 	it.reverse = reverse
-	it.snap.db.idx.Scan(&it.chunk, lo, hi, loOpen, refAt(it.snap.at), reverse, it.size)
+	if err := it.snap.db.idx.Scan(&it.chunk, lo, hi, loOpen, refAt(it.snap.at), reverse, it.size); err != nil {
+		it.err = it.snap.db.indexError(err)
+		return false
+	}
+	if it.err = it.snap.lost(); it.err != nil {
+		return false
+	}
 	it.size = min(it.size*2, lastChunk)
 	it.at = -1
 	return it.step()
@@ -188,7 +194,7 @@ func (it *Iterator) Value() []byte {
 }
 
 func (it *Iterator) fetch() error {
-	err := it.snap.db.readVersion(it.Key(), it.chunk.Version(it.at), it.snap.now, &it.buf, func(v []byte, _ int64) error {
+	err := it.snap.readVersion(it.Key(), it.chunk.Version(it.at), &it.buf, func(v []byte, _ int64) error {
 		it.value = append(it.value[:0], v...)
 		return nil
 	})

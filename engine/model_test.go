@@ -30,9 +30,12 @@ func (m model) sorted(lo, hi string) []string {
 // TestModel runs random batches, iterators in both directions, snapshots and reopens against the
 // model. The seed is printed; SHIPLOG_SEED reruns it.
 func TestModel(t *testing.T) {
-	for _, seed := range seeds(t, 6) {
+	for _, seed := range seeds(t, 8) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 7))
+			if rng.IntN(4) > 0 {
+				defer engine.FreezeEvery(1 + rng.IntN(400))()
+			}
 			runModel(t, rng)
 		})
 	}

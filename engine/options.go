@@ -58,6 +58,18 @@ type Options struct {
 	// FlushInterval is the longest time that a write under Buffered or Written stays unsynced. Zero: 10 ms.
 	FlushInterval time.Duration
 
+	// MemIndexSize bounds the memory of the index, in bytes, at least 1 MiB: keys beyond it are kept in sorted runs on disk.
+	// It may be passed while runs cannot be written, and by what is not committed yet. Zero: 256 MiB.
+	MemIndexSize int64
+
+	// SpaceFactor bounds the log: reclaim keeps it below so many hundredths of what lives in it, and three segments. Small factors cost
+	// writes: at 200 about a fifth, at 150 half of what is written is written again under random overwrites. Zero: 200. At least 120.
+	// Negative: nothing is reclaimed.
+	SpaceFactor int
+	// MaxPinned bounds how many bytes of log beyond its tail are kept for snapshots and connected followers. A snapshot that would
+	// need more answers ErrSnapshotTooOld; a follower starts over. Zero: 4 GiB.
+	MaxPinned int64
+
 	// Compression is the codec of new frames: S2 (zero), Zstd, NoCompression.
 	Compression Compression
 	// SegmentSize is the size of log segments in bytes, a power of two from 64 KiB to 1 GiB, fixed
@@ -80,6 +92,11 @@ const (
 	defaultDegradeAfter  = 5 * time.Second
 	defaultCommitTimeout = 10 * time.Second
 	defaultMaxPending    = 256 << 20
+	defaultMemIndexSize  = 256 << 20
+	defaultSpaceFactor   = 200
+	minSpaceFactor       = 120
+	defaultMaxPinned     = 4 << 30
+	minMemIndexSize      = 1 << 20
 	defaultFlushInterval = 10 * time.Millisecond
 )
 
@@ -108,6 +125,15 @@ func (o *Options) withDefaults() (Options, error) {
 	if c.DegradeAfter < 0 || c.MaxPending < 0 || c.FlushInterval < 0 {
 		bad("negative DegradeAfter, MaxPending or FlushInterval")
 	}
+	if c.MemIndexSize != 0 && c.MemIndexSize < minMemIndexSize {
+		bad("index memory of %d bytes, at least %d are needed", c.MemIndexSize, minMemIndexSize)
+	}
+	if c.SpaceFactor > 0 && c.SpaceFactor < minSpaceFactor {
+		bad("space factor %d, at least %d hundredths are needed", c.SpaceFactor, minSpaceFactor)
+	}
+	if c.MaxPinned < 0 {
+		bad("negative MaxPinned")
+	}
 	if len(c.Voters) > MaxVoters {
 		bad("%d voters, at most %d are possible", len(c.Voters), MaxVoters)
 	}
@@ -133,6 +159,9 @@ func (o *Options) withDefaults() (Options, error) {
 	orDefault(&c.DegradeAfter, defaultDegradeAfter)
 	orDefault(&c.CommitTimeout, defaultCommitTimeout)
 	orDefault(&c.MaxPending, defaultMaxPending)
+	orDefault(&c.MemIndexSize, defaultMemIndexSize)
+	orDefault(&c.SpaceFactor, defaultSpaceFactor)
+	orDefault(&c.MaxPinned, defaultMaxPinned)
 	orDefault(&c.FlushInterval, defaultFlushInterval)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -46,9 +46,12 @@ func (db *DB) viewLatest(key []byte, fn func(value []byte, expiry int64) error) 
 	}
 	for {
 		at := db.marks.visibleLSN()
-		v, ok := db.idx.Get(key, refAt(at))
+		v, ok, err := db.idx.Get(key, refAt(at))
 		if wal.LSN(db.floor.Load()) > at {
 			continue
+		}
+		if err != nil {
+			return db.indexError(err)
 		}
 		if !ok || v.Kind == memindex.Delete {
 			return ErrNotFound
@@ -58,9 +61,12 @@ func (db *DB) viewLatest(key []byte, fn func(value []byte, expiry int64) error) 
 			now = db.clock.read()
 		}
 		buf := bufferPool.Get().(*wal.Buffer)
-		err := db.readVersion(key, v, now, buf, fn)
+		err = db.readVersion(key, v, now, buf, fn)
 		buf.Trim()
 		bufferPool.Put(buf)
+		if errors.Is(err, wal.ErrTrimmed) && db.marks.visibleLSN() > at {
+			continue // what was found has been written again behind at, and its place given up
+		}
 		return err
 	}
 }

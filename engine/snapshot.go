@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -13,14 +14,15 @@ import (
 type Snapshot struct {
 	db   *DB
 	at   wal.LSN
-	now  int64 // log time: what has expired by then is not in the snapshot
+	tail wal.LSN // of the log when the snapshot was taken: all that it shows lies at or above it
+	now  int64   // log time: what has expired by then is not in the snapshot
 	once sync.Once
 }
 
 // Snapshot pins the state that is visible now. It must be closed.
 func (db *DB) Snapshot() *Snapshot {
 	s := &Snapshot{db: db, now: db.clock.read()}
-	s.at = db.pins.add(&db.marks)
+	s.at, s.tail = db.pins.add(db)
 	return s
 }
 
@@ -39,7 +41,10 @@ func (s *Snapshot) View(key []byte, fn func(value []byte) error) error {
 	if err := s.db.readable(); err != nil {
 		return err
 	}
-	v, ok := s.db.idx.Get(key, refAt(s.at))
+	v, ok, err := s.db.idx.Get(key, refAt(s.at))
+	if err := errors.Join(err, s.lost()); err != nil { // asked after the look-up: the tail may have moved before it
+		return s.db.indexError(err)
+	}
 	if !ok || v.Kind == memindex.Delete {
 		return ErrNotFound
 	}
@@ -48,7 +53,16 @@ func (s *Snapshot) View(key []byte, fn func(value []byte) error) error {
 		buf.Trim()
 		bufferPool.Put(buf)
 	}()
-	return s.db.readVersion(key, v, s.now, buf, func(v []byte, _ int64) error { return fn(v) })
+	return s.readVersion(key, v, buf, func(v []byte, _ int64) error { return fn(v) })
+}
+
+// readVersion reads a version that the snapshot shows.
+func (s *Snapshot) readVersion(key []byte, v memindex.Version, buf *wal.Buffer, fn func(value []byte, expiry int64) error) error {
+	err := s.db.readVersion(key, v, s.now, buf, fn)
+	if errors.Is(err, wal.ErrTrimmed) {
+		return errors.Join(s.lost(), err)
+	}
+	return err
 }
 
 // NewIter returns an iterator over the snapshot; it must be closed before the snapshot is.
@@ -59,36 +73,60 @@ func (s *Snapshot) Position() Position { return s.db.position(s.at) }
 
 // Close releases the pin. It may be called more than once.
 func (s *Snapshot) Close() {
-	s.once.Do(func() { s.db.pins.drop(s.at, &s.db.marks) })
+	s.once.Do(func() { s.db.pins.drop(s.at) })
 }
 
 // String describes the snapshot in logs.
 func (s *Snapshot) String() string { return fmt.Sprintf("snapshot at %v", s.at) }
 
-// pins counts the open snapshots at each LSN; the lowest bounds the index's floor.
+// pins holds the open snapshots at each LSN; the lowest bounds the index's floor, and their tails what is removed.
 type pins struct {
 	mu sync.Mutex // guards at
-	at map[wal.LSN]int
+	at map[wal.LSN]pin
 }
 
-// add pins the visible mark. The floor never passes it: floor reads both under the same mutex.
-func (p *pins) add(m *marks) wal.LSN {
+type pin struct {
+	count int
+	tail  wal.LSN // the lowest of their tails
+}
+
+// add pins the visible mark, and the log from its tail on. The floor never passes it: floor reads both under the same mutex.
+func (p *pins) add(db *DB) (lsn, tail wal.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.at == nil {
-		p.at = map[wal.LSN]int{}
+		p.at = map[wal.LSN]pin{}
 	}
-	lsn := m.visibleLSN()
-	p.at[lsn]++
-	return lsn
+	if !db.log.Empty() {
+		tail = db.log.Tail()
+	}
+	lsn = db.marks.visibleLSN()
+	at, ok := p.at[lsn]
+	if !ok {
+		at.tail = tail
+	}
+	at.count++
+	p.at[lsn] = at
+	return lsn, tail
 }
 
-func (p *pins) drop(lsn wal.LSN, _ *marks) {
+func (p *pins) drop(lsn wal.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.at[lsn]--; p.at[lsn] == 0 {
+	at := p.at[lsn]
+	if at.count--; at.count == 0 {
 		delete(p.at, lsn)
+	} else {
+		p.at[lsn] = at
 	}
+}
+
+// lost answers ErrSnapshotTooOld once the log has lost what the snapshot may show.
+func (s *Snapshot) lost() error {
+	if s.tail < s.db.idx.Tail() {
+		return fmt.Errorf("%w: it was taken when the log began at %v, now it begins at %v", ErrSnapshotTooOld, s.tail, s.db.idx.Tail())
+	}
+	return nil
 }
 
 // raiseFloor tells the index below which LSN no reader will look: the lowest pin, the visible mark,
@@ -101,8 +139,7 @@ func (db *DB) raiseFloor() {
 	for lsn := range p.at {
 		floor = min(floor, lsn)
 	}
-	if uint64(floor) > db.floor.Load() {
-		db.floor.Store(uint64(floor))
-		db.idx.SetFloor(refAt(floor))
-	}
+	db.raiseReadFloor(floor)
+	db.idx.SetFloor(refAt(floor))
+	db.idx.Poke()
 }

@@ -1,6 +1,9 @@
 package engine
 
-import "shiplog/wal"
+import (
+	"shiplog/engine/internal/index"
+	"shiplog/wal"
+)
 
 // Role is what a node does in its database.
 type Role uint8
@@ -29,28 +32,31 @@ func (db *DB) Role() Role {
 
 // Stats is a description of the database at one moment. Marks are read one after the other.
 type Stats struct {
-	Database   wal.DatabaseID
-	Node       wal.NodeID
-	Role       Role
-	Epoch      wal.Epoch
-	Fenced     wal.Epoch // epoch that fenced this leader; 0: none
-	Rule       Level
-	Voters     []wal.Voter
-	Degraded   wal.LSN // start of the open degraded span; 0: none
-	Tail       wal.LSN
-	Head       wal.LSN
-	Durable    wal.LSN
-	Committed  wal.LSN
-	Applied    wal.LSN
-	Visible    wal.LSN
-	Digest     wal.Digest // of everything below DigestLSN
-	DigestLSN  wal.LSN
-	Loading    bool  // reads answer ErrLoading
-	Keys       int   // in the index, an estimate: deleted and expired ones may be counted for a while
-	IndexBytes int64 // memory of the index
-	Followers  []FollowerStats
-	Failed     error // why the log takes no more writes; nil: it does
+	Database  wal.DatabaseID
+	Node      wal.NodeID
+	Role      Role
+	Epoch     wal.Epoch
+	Fenced    wal.Epoch // epoch that fenced this leader; 0: none
+	Rule      Level
+	Voters    []wal.Voter
+	Degraded  wal.LSN // start of the open degraded span; 0: none
+	Tail      wal.LSN
+	Head      wal.LSN
+	Durable   wal.LSN
+	Committed wal.LSN
+	Applied   wal.LSN
+	Visible   wal.LSN
+	Digest    wal.Digest // of everything below DigestLSN
+	DigestLSN wal.LSN
+	Loading   bool // reads answer ErrLoading
+	Keys      int  // in the index, an estimate: deleted and expired ones may be counted for a while
+	Index     IndexStats
+	Followers []FollowerStats
+	Failed    error // why the log takes no more writes; nil: it does
 }
+
+// IndexStats describes the index.
+type IndexStats = index.Stats
 
 // FollowerStats is what the leader knows of one follower.
 type FollowerStats struct {
@@ -64,7 +70,7 @@ type FollowerStats struct {
 func (db *DB) Stats() Stats {
 	s := Stats{
 		Role: db.Role(), Fenced: wal.Epoch(db.fenced.Load()), Node: db.log.NodeID(),
-		Keys: db.idx.Len(), IndexBytes: db.idx.Bytes(), Loading: db.readable() != nil,
+		Keys: db.idx.Len(), Index: db.idx.Stats(), Loading: db.readable() != nil,
 	}
 	if !db.log.Empty() {
 		s.Database, s.Epoch = db.log.DatabaseID(), db.log.Epoch()

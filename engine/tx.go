@@ -87,7 +87,10 @@ func (tx *Tx) check(v *view) error {
 		return errOvertaken
 	}
 	for key := range tx.reads {
-		if v.changedSince([]byte(key), tx.snap.at) {
+		switch changed, err := v.changedSince([]byte(key), tx.snap.at); {
+		case err != nil:
+			return err
+		case changed:
 			return errOvertaken
 		}
 	}
@@ -172,12 +175,15 @@ func (tx *Tx) GetEntry(key []byte) (value []byte, expiry time.Time, err error) {
 		return ownEntry(r, tx.snap.now)
 	}
 	tx.reads[string(key)] = struct{}{}
-	v, ok := tx.db.idx.Get(key, refAt(tx.snap.at))
+	v, ok, err := tx.db.idx.Get(key, refAt(tx.snap.at))
+	if err = errors.Join(err, tx.snap.lost()); err != nil {
+		return nil, expiry, tx.db.indexError(err)
+	}
 	if !ok {
 		return nil, expiry, ErrNotFound
 	}
 	var buf wal.Buffer
-	err = tx.db.readVersion(key, v, tx.snap.now, &buf, func(v []byte, e int64) error {
+	err = tx.snap.readVersion(key, v, &buf, func(v []byte, e int64) error {
 		value = append(make([]byte, 0, len(v)), v...)
 		if e != 0 {
 			expiry = time.UnixMilli(e)

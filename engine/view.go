@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 
+	"shiplog/engine/internal/memindex"
 	"shiplog/wal"
 )
 
@@ -28,9 +29,9 @@ func (v *view) get(key []byte) (e entry, ok bool, err error) {
 		}
 		return entry{r.Value, r.Expiry}, true, nil
 	}
-	ver, found := v.db.idx.Latest(key)
-	if !found {
-		return entry{}, false, nil
+	ver, found, err := v.db.idx.Latest(key)
+	if err != nil || !found {
+		return entry{}, false, v.db.indexError(err)
 	}
 	err = v.db.readVersion(key, ver, v.db.clock.read(), &v.buf, func(value []byte, expiry int64) error {
 		e = entry{append([]byte(nil), value...), expiry}
@@ -42,13 +43,26 @@ func (v *view) get(key []byte) (e entry, ok bool, err error) {
 	return e, err == nil, err
 }
 
-// changedSince reports whether key has a version, of whatever kind, at or above lsn.
-func (v *view) changedSince(key []byte, lsn wal.LSN) bool {
+// changedSince reports whether key was given a version, of whatever kind, at or above lsn. One that was only moved there is
+// judged by where it came from.
+func (v *view) changedSince(key []byte, lsn wal.LSN) (bool, error) {
 	if _, found := v.overlay.get(key); found {
-		return true
+		return true, nil
 	}
-	ver, found := v.db.idx.Latest(key)
-	return found && ver.Ref >= refAt(lsn)
+	ver, found, err := v.db.idx.Latest(key)
+	if err != nil || !found || ver.Ref < refAt(lsn) {
+		return false, v.db.indexError(err)
+	}
+	if ver.Kind == memindex.Delete {
+		return true, nil
+	}
+	orig := uint64(0)
+	err = v.db.log.ReadRecord(wal.Ref(ver.Ref), &v.buf, func(p []byte) error {
+		r, _, _, err := decodeHead(p)
+		orig = uint64(r.Orig)
+		return err
+	})
+	return orig == 0 || orig >= refAt(lsn), err
 }
 
 // overlay holds what batches of the group in hand will write, before they are in the log.

@@ -140,7 +140,11 @@ func (l *Log) measure(batches []*Batch) (need int64, urgent bool, err error) {
 	// What is left of a segment when a frame does not fit is lost to its seal.
 	lost := int64(HeaderSize + FrameHeaderSize + frameSize(longest))
 	segments := need/(l.SegmentSize()-lost) + 1
-	return need + segments*lost, urgent, nil
+	need += segments * lost
+	if longest > MaxSmallFrame || need > MaxSmallFrame && l.tip.inside {
+		need += min(need, l.SegmentSize()) // what makeClean gives up
+	}
+	return need, urgent, nil
 }
 
 // appender packs one group. The log's mutex is held.
@@ -169,9 +173,25 @@ func (a *appender) batch(b *Batch) error {
 	return a.span(b)
 }
 
+// makeClean seals a tip that begins inside a batch, if another batch of n bytes would go on behind its end. So of two
+// neighbours one at least begins with a batch, and can become the tail.
+func (a *appender) makeClean(n int) error {
+	l := a.log
+	if !l.tip.inside || int64(n) < int64(l.tip.end()-l.cur.at)-int64(n/MaxSmallFrame+2)*(FrameHeaderSize+frameAlign) {
+		return nil
+	}
+	if err := a.flush(); err != nil {
+		return err
+	}
+	return l.roll(a.now)
+}
+
 // span packs a batch that takes frames of its own.
 func (a *appender) span(b *Batch) error {
 	l := a.log
+	if err := a.makeClean(len(b.Buf)); err != nil {
+		return err
+	}
 	first := FlagFirst
 	flags := func(last bool) Flags {
 		f := first
@@ -618,7 +638,7 @@ func (l *Log) beginSegment(h *Header) error {
 	if err = errors.Join(err, p.file.Close()); err != nil {
 		return l.poisonWith(fmt.Errorf("write segment %s: %w", p.path, err))
 	}
-	s := &segment{path: p.path, header: *h}
+	s := &segment{path: p.path, header: *h, inside: l.cur.open}
 	return l.adopt(s, p.alloc)
 }
 

@@ -185,6 +185,31 @@ func (l *Log) cutTo(to LSN, cur cursor) error {
 	return nil
 }
 
+// CanTruncate answers what Truncate would say of an LSN where nothing fails: [ErrNotBoundary], or nil. It verifies the segment up
+// to there.
+func (l *Log) CanTruncate(to LSN) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.writable(); err != nil {
+		return err
+	}
+	if l.tip == nil {
+		return ErrNoDatabase
+	}
+	return l.canTruncate(to)
+}
+
+func (l *Log) canTruncate(to LSN) error {
+	if to == l.cur.at {
+		return nil
+	}
+	if to < l.Tail()+HeaderSize || to > l.cur.at {
+		return fmt.Errorf("%w: cut back to %v, the log is [%v, %v)", ErrNotBoundary, to, l.Tail(), l.cur.at)
+	}
+	_, err := l.cursorAt(to)
+	return err
+}
+
 func (l *Log) lowerMarks(to, batchEnd LSN) {
 	l.batchEnd.Store(uint64(batchEnd))
 	l.durable.Store(min(l.durable.Load(), uint64(to)))
@@ -311,8 +336,8 @@ func (l *Log) saveDiverged(to LSN) error {
 	return nil
 }
 
-// TrimBefore removes the segments that lie wholly below an LSN, which must not be above the durable mark. Readers that
-// are inside them end with [ErrTrimmed] at their next step.
+// TrimBefore removes the segments that lie wholly below an LSN, which must not be above the durable mark, down to a place that can
+// be the tail (see [Log.TailBelow]). Readers that are inside them end with [ErrTrimmed] at their next step. Durable on return.
 func (l *Log) TrimBefore(at LSN) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -322,6 +347,7 @@ func (l *Log) TrimBefore(at LSN) error {
 	if at > l.Durable() {
 		return fmt.Errorf("%w: trim below %v, durable is %v", ErrBeyondEnd, at, l.Durable())
 	}
+	at = l.TailBelow(at)
 	old := l.segs.Load()
 	n := 0
 	for n < len(old.segs)-1 && old.segs[n].end() <= at {

@@ -19,6 +19,7 @@ import (
 type segment struct {
 	path   string
 	header Header
+	inside bool // it was begun inside a batch; known only of those that this process has begun
 
 	h       atomic.Pointer[handle] // open file and map, or nil
 	lastUse atomic.Uint64          // tick of the last use, for eviction

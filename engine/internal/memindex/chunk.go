@@ -46,3 +46,16 @@ func (c *Chunk) Reset() {
 	}
 	c.keys, c.ends, c.versions, c.more = c.keys[:0], c.ends[:0], c.versions[:0], false
 }
+
+// Append adds an entry with a copy of key: for scans that merge what tables hold.
+func (c *Chunk) Append(key []byte, v Version) {
+	c.keys = append(c.keys, key...)
+	c.ends = append(c.ends, len(c.keys))
+	c.versions = append(c.versions, v)
+}
+
+// KeyBytes returns the length of all keys together.
+func (c *Chunk) KeyBytes() int { return len(c.keys) }
+
+// SetMore makes More report that there is more.
+func (c *Chunk) SetMore() { c.more = true }

@@ -209,6 +209,19 @@ func (t *Table) SetFloor(at uint64) {
 // Len returns the number of keys whose newest version is not a Delete.
 func (t *Table) Len() int { return int(t.live.Load()) }
 
+// Keys returns the number of keys, those whose newest version is a Delete
+// included.
+func (t *Table) Keys() int {
+	n := 0
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.RLock()
+		n += s.used
+		s.mu.RUnlock()
+	}
+	return n
+}
+
 // Bytes returns the memory that the table holds, in bytes, free blocks
 // included.
 func (t *Table) Bytes() int64 {

@@ -1,0 +1,521 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"shiplog/wal"
+)
+
+// Reclaim gives disk space back. It takes from the tail of the log only: what still lives in the oldest segments is
+// appended again at the head, sorted by key, as relocated records that keep their first position; then a tail
+// record says that the log begins later. Deletes and what has expired are left behind. Each node removes its segments once the tail
+// record is durable and committed there.
+
+const (
+	// slackSegments is what the log may hold besides the factor times what lives.
+	slackSegments = 3
+	// idleFactor is how small reclaim makes the log, in hundredths of what lives, while nothing is written.
+	idleFactor = 120
+	// idleAfter is how long nothing must have been written for that.
+	idleAfter = 2 * time.Second
+	// reclaimEvery is how often the bounds are looked at.
+	reclaimEvery = 100 * time.Millisecond
+	// sampleSize windows of sampleWindow bytes, and of each frame in them one record in sampleEvery, make an estimate: the
+	// share of what lives comes out within two or three hundredths.
+	sampleSize   = 256
+	sampleWindow = 16 << 10
+	sampleEvery  = 8
+	// relocateBytes is how much is written again in one batch: it bounds how long the pipeline decides about it.
+	relocateBytes = 64 << 10
+	// gatherRecords bounds how many records are sorted together.
+	gatherRecords = 1 << 20
+)
+
+// reclaimer is the goroutine that reclaims on a leader. Started by Open and Promote, ended by stop.
+type reclaimer struct {
+	db     *DB
+	cancel context.CancelFunc
+	done   chan struct{}
+	rng    *rand.Rand
+
+	live     wal.LSN // estimate of the bytes that live, and what the log was when it was made
+	from, to wal.LSN
+	lastHead wal.LSN // for idleness
+	lastMove time.Time
+}
+
+func startReclaimer(db *DB) *reclaimer {
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &reclaimer{db: db, cancel: cancel, done: make(chan struct{}), rng: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))}
+	go func() { // ended by stop
+		defer close(r.done)
+		r.run(ctx)
+	}()
+	return r
+}
+
+func (r *reclaimer) stop() {
+	r.cancel()
+	<-r.done
+}
+
+func (r *reclaimer) run(ctx context.Context) {
+	tick := time.NewTicker(reclaimEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for {
+			again, err := r.step(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrReadOnly) {
+				r.db.opts.Logger.Error("reclaim failed", "error", err)
+			}
+			if err != nil || !again {
+				break
+			}
+		}
+	}
+}
+
+// step reclaims one stretch at the tail if there is reason to, and reports whether to look again at once.
+func (r *reclaimer) step(ctx context.Context) (bool, error) {
+	db := r.db
+	if db.follower.Load() || db.fenced.Load() != 0 {
+		return false, nil
+	}
+	tail, head := db.tail(), db.log.Head()
+	segment := wal.LSN(db.log.SegmentSize())
+	if head != r.lastHead {
+		r.lastHead, r.lastMove = head, time.Now()
+	}
+	if head-tail <= slackSegments*segment {
+		return false, nil
+	}
+	if err := r.refresh(ctx, tail, head); err != nil {
+		return false, err
+	}
+	stored := head - tail
+	limit := r.live/100*wal.LSN(db.opts.SpaceFactor) + slackSegments*segment
+	idle := time.Since(r.lastMove) > idleAfter && stored > r.live/100*idleFactor+slackSegments*segment
+	soft := limit - limit/8
+	if stored <= soft && !idle {
+		return false, nil
+	}
+	end := db.log.TailBelow(tail + segment)
+	for n := wal.LSN(2); end <= tail && tail+n*segment < head; n++ {
+		end = db.log.TailBelow(tail + n*segment)
+	}
+	if end <= tail || end+segment > head {
+		return false, nil
+	}
+	// Between the two bounds it rests as long as it works, or less; beyond the upper one not at all.
+	rest := 0.0
+	if stored < limit {
+		rest = 3 * float64(limit-stored) / float64(limit-soft+1)
+	}
+	if idle {
+		rest = 1
+	}
+	if err := r.relocate(ctx, tail, end, rest); err != nil {
+		return false, err
+	}
+	if err := db.moveTail(end); err != nil {
+		return false, err
+	}
+	if idle {
+		r.lastHead = db.log.Head() // its own writing is no reason to stop
+	}
+	return true, nil
+}
+
+// refresh estimates anew how much of the log lives, if it has changed by a sixteenth or a segment since the last time.
+func (r *reclaimer) refresh(ctx context.Context, tail, head wal.LSN) error {
+	changed := (head - r.to) + (tail - r.from)
+	if r.to != 0 && changed < max((head-tail)/16, wal.LSN(r.db.log.SegmentSize())) {
+		return nil
+	}
+	share, err := r.db.liveShare(ctx, tail, head, sampleSize, r.rng)
+	if err != nil {
+		return err
+	}
+	r.live, r.from, r.to = wal.LSN(share*float64(head-tail)), tail, head
+	return nil
+}
+
+// liveShare estimates the share of the log's bytes in [tail, head) that lives. It looks at the frames that begin in each of n
+// windows at random places, so that each frame is as likely as another, and asks the index about one record in sampleEvery.
+func (db *DB) liveShare(ctx context.Context, tail, head wal.LSN, n int, rng *rand.Rand) (float64, error) {
+	var s survey
+	s.now = db.clock.read()
+	for range n {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		at := tail + wal.LSN(rng.Uint64N(uint64(head-tail)))
+		if err := db.surveyWindow(&s, at, min(at+sampleWindow, head), rng); err != nil {
+			return 0, err
+		}
+	}
+	if s.all == 0 {
+		return 1, nil
+	}
+	return s.live / s.all, nil
+}
+
+// survey adds up bytes of the log, and those of them that live.
+type survey struct {
+	live, all float64
+	now       int64
+}
+
+func (db *DB) surveyWindow(s *survey, at, end wal.LSN, rng *rand.Rand) error {
+	at, err := db.log.FrameFrom(at)
+	r := db.log.NewReader(at)
+	defer r.Close()
+	for err == nil && r.Next() && r.Frame().LSN < end {
+		err = db.surveyFrame(s, r.Frame(), r.Raw(), rng)
+	}
+	if err == nil {
+		err = r.Err()
+	}
+	if errors.Is(err, wal.ErrBeyondEnd) || errors.Is(err, wal.ErrTrimmed) {
+		return nil // behind the last frame of a segment, or the tail has moved
+	}
+	return err
+}
+
+// surveyFrame adds a frame, with the share of it that lives. Of a long record each frame lives as it does.
+func (db *DB) surveyFrame(s *survey, f wal.Frame, raw []byte, rng *rand.Rand) error {
+	size := float64(f.End() - f.LSN)
+	if f.Control() {
+		s.all += size
+		return nil
+	}
+	at, first := f.LSN, raw
+	if f.Continuation() {
+		var err error
+		if at, first, err = db.beginning(f.LSN); err != nil || first == nil {
+			s.all += size
+			return err
+		}
+	}
+	live, bytes := 0, 0
+	for off := 0; off < len(first); {
+		rec, head, n, err := decodeHead(first[off:])
+		if err != nil {
+			break // the rest of a long record's key is in the next frame: too rare to matter
+		}
+		weight := head + n // large ones are always asked about, of small ones one for all
+		if weight < len(first)/sampleEvery {
+			weight *= sampleEvery * (1 - min(1, rng.IntN(sampleEvery)))
+		}
+		if weight > 0 {
+			bytes += weight
+			lives, err := db.lives(rec, wal.MakeRef(at, off), s.now)
+			if err != nil {
+				return err
+			}
+			if lives {
+				live += weight
+			}
+		}
+		off += head + n
+	}
+	if bytes > 0 {
+		s.all += size
+		s.live += size * float64(live) / float64(bytes)
+	}
+	return nil
+}
+
+// lives reports whether the record at ref is what its key stands for.
+func (db *DB) lives(rec Record, ref wal.Ref, now int64) (bool, error) {
+	if rec.Op == OpDelete || rec.Op == OpDeleteRange || db.expired(rec.Expiry, now) {
+		return false, nil
+	}
+	v, ok, err := db.idx.Latest(rec.Key)
+	return ok && v.Ref == uint64(ref), db.indexError(err)
+}
+
+// beginning finds the first frame of the long record that goes on in the frame at an LSN; nil if it began below the tail.
+func (db *DB) beginning(at wal.LSN) (wal.LSN, []byte, error) {
+	for back := wal.LSN(64 << 10); ; back *= 2 {
+		from, whole := db.log.Tail(), true
+		if at > from+back {
+			found, err := db.log.FrameFrom(at - back)
+			if errors.Is(err, wal.ErrBeyondEnd) {
+				continue // behind the last frame of a segment: further back there is one
+			}
+			if err != nil {
+				return 0, nil, err
+			}
+			from, whole = found, false
+		}
+		start, found := wal.LSN(0), false
+		for next := from; next < at; {
+			f, err := db.log.FrameAt(next)
+			if err != nil {
+				return 0, nil, err
+			}
+			if !f.Continuation() && !f.Control() && !f.Seal() {
+				start, found = f.LSN, true
+			}
+			next = f.End()
+		}
+		if found {
+			_, raw, err := db.log.ReadFrame(start, nil)
+			return start, raw, err
+		}
+		if whole {
+			return 0, nil, nil
+		}
+	}
+}
+
+// candidate is a record that lived when its segment was read.
+type candidate struct {
+	key []byte
+	ref wal.Ref
+}
+
+// relocate appends what lives in [from, to) again. It rests rest times as long as each batch takes.
+func (r *reclaimer) relocate(ctx context.Context, from, to wal.LSN, rest float64) error {
+	reader := r.db.log.NewReader(from)
+	defer reader.Close()
+	var d decoder
+	var found []candidate
+	now := r.db.clock.read()
+	var arena []byte
+	add := func(ref wal.Ref, rec Record) error {
+		lives, err := r.db.lives(rec, ref, now)
+		if err != nil {
+			return err
+		}
+		if lives {
+			if cap(arena)-len(arena) < len(rec.Key) {
+				arena = make([]byte, 0, max(1<<20, len(rec.Key)))
+			}
+			arena = append(arena, rec.Key...)
+			found = append(found, candidate{arena[len(arena)-len(rec.Key) : len(arena) : len(arena)], ref})
+		}
+		return nil
+	}
+	for reader.Next() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		f := reader.Frame()
+		if f.LSN >= to && !d.open {
+			break
+		}
+		if err := d.frame(f, reader.Raw(), add); err != nil {
+			return err
+		}
+		if len(found) >= gatherRecords {
+			if err := r.write(ctx, found, rest); err != nil {
+				return err
+			}
+			found, arena = found[:0], nil
+		}
+	}
+	if err := reader.Err(); err != nil {
+		return err
+	}
+	return r.write(ctx, found, rest)
+}
+
+// write appends the candidates that still live, in the order of their keys.
+func (r *reclaimer) write(ctx context.Context, found []candidate, rest float64) error {
+	slices.SortFunc(found, func(a, b candidate) int { return bytes.Compare(a.key, b.key) })
+	var group []candidate
+	var records []byte
+	var ends []int
+	var buf wal.Buffer
+	flush := func() error {
+		if len(group) == 0 {
+			return nil
+		}
+		began := time.Now()
+		if err := r.db.appendRelocated(ctx, group, records, ends); err != nil {
+			return err
+		}
+		group, records, ends = group[:0], records[:0], ends[:0]
+		if rest <= 0 {
+			return ctx.Err()
+		}
+		pause := time.NewTimer(time.Duration(rest * float64(time.Since(began))))
+		defer pause.Stop()
+		select {
+		case <-pause.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	for _, c := range found {
+		err := r.db.log.ReadRecord(c.ref, &buf, func(p []byte) error {
+			rec, _, err := DecodeRecord(p)
+			if err != nil || !bytes.Equal(rec.Key, c.key) {
+				return &wal.CorruptError{LSN: c.ref.LSN(), Reason: "record does not match the index", Err: err}
+			}
+			if rec.Orig == 0 {
+				rec.Orig = c.ref
+			}
+			rec.Last = false
+			records = AppendRecord(records, rec)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		group, ends = append(group, c), append(ends, len(records))
+		if len(records) >= relocateBytes {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// appendRelocated commits those of the records whose place is still the newest of their keys. That is decided in the
+// pipeline, so nothing written meanwhile is overtaken. Space may come out of the reserve: it is given back.
+func (db *DB) appendRelocated(ctx context.Context, group []candidate, records []byte, ends []int) error {
+	b := &Batch{}
+	_, err := db.commitBatch(ctx, b, Buffered, func(v *view, b *Batch) error {
+		from := 0
+		for i, c := range group {
+			rec := records[from:ends[i]]
+			from = ends[i]
+			if _, found := v.overlay.get(c.key); found {
+				continue
+			}
+			ver, found, err := db.idx.Latest(c.key)
+			if err != nil {
+				return db.indexError(err)
+			}
+			if found && ver.Ref == uint64(c.ref) {
+				b.w.Add(rec)
+			}
+		}
+		b.w.Urgent = true
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("write live records again: %w", err)
+	}
+	return nil
+}
+
+// tail is where the log begins, as its newest tail record says. Files below it may still be there.
+func (db *DB) tail() wal.LSN {
+	return max(db.log.Tail(), wal.LSN(db.newTail.Load()))
+}
+
+// moveTail records that the log begins at to.
+func (db *DB) moveTail(to wal.LSN) error {
+	db.opts.Logger.Debug("tail moves", "to_lsn", to.String())
+	return db.appendRecord(&wal.TailRecord{Tail: to})
+}
+
+// completeTail fills in what a tail record carries, as it is where the record stands. Only the pipeline calls it.
+func (db *DB) completeTail(r *wal.TailRecord) {
+	m := &db.marks
+	m.mu.Lock()
+	r.Rule, r.DegradedFrom = m.rule, m.degraded
+	m.mu.Unlock()
+	r.History, r.ClockFloor = db.log.History(), db.clock.read()
+}
+
+// trimmable is a tail record whose segments this node has not removed yet.
+type trimmable struct {
+	tail, end wal.LSN // the log's new beginning; the end of the record
+}
+
+// noteTail takes up a tail record that ends at end.
+func (db *DB) noteTail(tail, end wal.LSN) {
+	db.trimMu.Lock()
+	defer db.trimMu.Unlock()
+	db.trims = append(db.trims, trimmable{tail, end})
+	if uint64(tail) > db.newTail.Load() {
+		db.newTail.Store(uint64(tail))
+	}
+}
+
+// trim removes the segments below the newest tail whose record is durable and committed here, but none that a snapshot or a
+// follower may still need, up to the cap.
+func (db *DB) trim() {
+	db.trimMu.Lock()
+	defer db.trimMu.Unlock()
+	done := 0
+	to := wal.LSN(0)
+	for _, t := range db.trims {
+		if !db.stable(t.end) {
+			break
+		}
+		done++
+		to = max(to, t.tail)
+	}
+	if done == 0 {
+		return
+	}
+	if keep := db.pinnedTail(to); keep < to {
+		to = keep // looked at again when the next pin goes
+	} else {
+		db.trims = slices.Delete(db.trims, 0, done)
+	}
+	if to <= db.log.Tail() {
+		return
+	}
+	to = db.log.TailBelow(to)
+	// Who has read the visible mark before the tail record, and looks for what was written again behind it, looks again.
+	db.pins.mu.Lock()
+	db.raiseReadFloor(min(db.marks.committedLSN(), db.marks.visibleLSN()))
+	db.pins.mu.Unlock()
+	db.idx.SetTail(to)
+	if err := db.log.TrimBefore(to); err != nil && !errors.Is(err, wal.ErrClosed) {
+		db.opts.Logger.Error("segments could not be removed", "error", err)
+	}
+}
+
+// pinnedTail is the lowest LSN at or below to that snapshots and followers hold the log at.
+func (db *DB) pinnedTail(to wal.LSN) wal.LSN {
+	keep := to
+	floor := wal.LSN(0)
+	if limit := wal.LSN(db.opts.MaxPinned); to > limit {
+		floor = to - limit
+	}
+	hold := func(at wal.LSN) {
+		if at >= floor {
+			keep = min(keep, at)
+		}
+	}
+	db.pins.mu.Lock()
+	for _, p := range db.pins.at {
+		hold(p.tail)
+	}
+	db.pins.mu.Unlock()
+	m := &db.marks
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.leader {
+		for _, f := range m.followers {
+			if f.connected {
+				hold(f.durable)
+			}
+		}
+	}
+	return keep
+}

@@ -1,0 +1,252 @@
+package engine_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"shiplog/engine"
+	"shiplog/wal"
+	"shiplog/wal/waltest"
+)
+
+// churn overwrites, deletes and lets expire, n times, and keeps the model.
+func churn(t *testing.T, db *engine.DB, rng *rand.Rand, m model, n int) {
+	t.Helper()
+	for i := range n {
+		b := db.NewBatch()
+		for range 1 + rng.IntN(8) {
+			k := fmt.Sprint("key", rng.IntN(300))
+			switch rng.IntN(12) {
+			case 0, 1:
+				b.Delete([]byte(k))
+				delete(m, k)
+			case 2:
+				b.PutTTL([]byte(k), []byte("gone soon"), time.UnixMilli(1))
+				delete(m, k)
+			case 3:
+				if rng.IntN(20) == 0 {
+					lo, hi := fmt.Sprint("key", rng.IntN(300)), fmt.Sprint("key", rng.IntN(300))
+					b.DeleteRange([]byte(lo), []byte(hi))
+					for _, k := range m.sorted(lo, hi) {
+						delete(m, k)
+					}
+				}
+			case 4:
+				v := strings.Repeat(fmt.Sprint("large ", i), 2000)
+				b.Put([]byte("large"+k[3:4]), []byte(v))
+				m["large"+k[3:4]] = v
+			default:
+				v := strings.Repeat(fmt.Sprint(i), 1+rng.IntN(40))
+				b.Put([]byte(k), []byte(v))
+				m[k] = v
+			}
+		}
+		if _, err := db.Commit(ctx, b, engine.Default); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (m model) bytes() (n int64) {
+	for k, v := range m {
+		n += int64(len(k) + len(v) + 8)
+	}
+	return n
+}
+
+// settled waits until the log is no longer than the bound.
+func settled(t *testing.T, db *engine.DB, m model, segment int64) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		s := db.Stats()
+		stored := int64(s.Head - s.Tail)
+		// Frames, seals and the sampling's error come on top of the records themselves.
+		if stored <= 2*m.bytes()*5/4+3*segment {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes stored, %d live: %+v", stored, m.bytes(), s)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestReclaim: however much is overwritten, deleted and expired, the log stays within its bound; nothing that lives is lost
+// and nothing deleted comes back, also after the index was thrown away.
+func TestReclaim(t *testing.T) {
+	for _, seed := range seeds(t, 3) {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 5))
+			defer engine.FreezeEvery(200 * rng.IntN(3))()
+			const segment = 64 << 10
+			opts := &engine.Options{Commit: engine.Written, SegmentSize: segment, Compression: engine.NoCompression}
+			disk := waltest.NewDisk()
+			opts.FS = disk
+			db := open(t, "db", opts)
+			m := model{}
+			for range 4 {
+				churn(t, db, rng, m, 400)
+				settled(t, db, m, segment)
+				compareAll(t, rng, db.NewIter, db.Get, m)
+				if err := db.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if rng.IntN(2) == 0 {
+					dropIndex(t, disk)
+				}
+				db = open(t, "db", opts)
+				if got := state(t, db); !maps.Equal(got, m) {
+					t.Fatalf("after a reopen %d keys, want %d", len(got), len(m))
+				}
+			}
+			if db.Stats().Tail == 0 {
+				t.Error("the tail has never moved")
+			}
+		})
+	}
+}
+
+// dropIndex removes every derived file.
+func dropIndex(t *testing.T, disk *waltest.Disk) {
+	t.Helper()
+	names, err := disk.ReadDir("db/index")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		if err := disk.Remove("db/index/" + n); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestReclaimSnapshot: a snapshot keeps what it shows while reclaim goes on behind it; past the cap it says so.
+func TestReclaimSnapshot(t *testing.T) {
+	const segment = 64 << 10
+	for _, limit := range []int64{1 << 30, segment} {
+		t.Run(fmt.Sprint("cap=", limit), func(t *testing.T) {
+			db := open(t, t.TempDir(), &engine.Options{
+				Commit: engine.Written, SegmentSize: segment, Compression: engine.NoCompression, MaxPinned: limit,
+			})
+			rng := rand.New(rand.NewPCG(1, 1))
+			m := model{}
+			churn(t, db, rng, m, 100)
+			snap := db.Snapshot()
+			defer snap.Close()
+			then := maps.Clone(m)
+			for range 10 {
+				churn(t, db, rng, m, 200)
+				if limit > segment {
+					compareAll(t, rng, snap.NewIter, snap.Get, then)
+				}
+			}
+			if limit > segment {
+				snap.Close()
+				settled(t, db, m, segment)
+				return
+			}
+			settled(t, db, m, segment)
+			if _, err := snap.Get([]byte("key1")); !errors.Is(err, engine.ErrSnapshotTooOld) {
+				t.Errorf("get from a snapshot past the cap: %v", err)
+			}
+			it := snap.NewIter(nil)
+			it.First()
+			if err := it.Close(); !errors.Is(err, engine.ErrSnapshotTooOld) {
+				t.Errorf("iterator over a snapshot past the cap: %v", err)
+			}
+		})
+	}
+}
+
+// TestReclaimFollower: a follower that copies a log whose tail has moved answers loading until it has the tail record, then equals
+// the leader, and removes the same segments.
+func TestReclaimFollower(t *testing.T) {
+	const segment = 64 << 10
+	opts := engine.Options{Commit: engine.Written, SegmentSize: segment, Compression: engine.NoCompression}
+	leader := open(t, t.TempDir(), &opts)
+	rng := rand.New(rand.NewPCG(2, 2))
+	m := model{}
+	churn(t, leader, rng, m, 800)
+	settled(t, leader, m, segment)
+	peer := wal.NodeID{1}
+	if _, err := leader.AdmitPeer(peer, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	ack := func(at wal.LSN) { leader.PeerAck(peer, at, at, at, at) } // holds the leader's files from there on
+	tail := leader.Stats().Tail
+	if tail == 0 {
+		t.Fatal("the tail has not moved")
+	}
+	ack(tail)
+	opts.Follower = true
+	f := open(t, t.TempDir(), &opts)
+	p := make([]byte, leader.Log().Head()-tail)
+	if _, err := leader.Log().ReadAt(p, tail); err != nil {
+		t.Fatal(err)
+	}
+	half := 0
+	for half < len(p)/2 {
+		n, err := f.Log().AppendRaw(tail+wal.LSN(half), p[half:len(p)/2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			break
+		}
+		half += n
+	}
+	if err := f.FollowMark(tail+wal.LSN(half), 0); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "half is applied", func() bool { return f.Applied() > tail })
+	if _, err := f.Get([]byte("key1")); !errors.Is(err, engine.ErrLoading) {
+		t.Errorf("get before the consistency point: %v", err)
+	}
+	feed(t, leader, f, leader.Log().Head())
+	if err := f.FollowMark(leader.Log().Head(), 0); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the follower has loaded", func() bool {
+		_, err := f.Get([]byte("key1"))
+		return !errors.Is(err, engine.ErrLoading)
+	})
+	if got := state(t, f); !maps.Equal(got, m) {
+		t.Fatalf("%d keys on the follower, want %d", len(got), len(m))
+	}
+	ack(f.Log().Head())
+	churn(t, leader, rng, m, 400)
+	before := f.Log().Head()
+	waitFor(t, "the leader has written its live records again", func() bool { return leader.Log().Head() > before+20*segment })
+	if got := leader.Stats().Tail; got > before {
+		t.Fatalf("the leader's tail has moved to %v, a follower is at %v", got, before)
+	}
+	feed(t, leader, f, leader.Log().Head())
+	ack(f.Log().Head())
+	if err := f.FollowMark(leader.Log().Head(), 0); err != nil {
+		t.Fatal(err)
+	}
+	settled(t, leader, m, segment)
+	feed(t, leader, f, leader.Log().Head())
+	if err := f.FollowMark(leader.Log().Head(), 0); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the follower's tail has moved", func() bool { return f.Stats().Tail > before })
+	if got := state(t, f); !maps.Equal(got, m) {
+		t.Fatalf("%d keys on the follower, want %d", len(got), len(m))
+	}
+}
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("never: ", what)
+		}
+	}
+}
