@@ -4,12 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"shiplog/engine"
 	"shiplog/wal"
+	"shiplog/wal/vfs"
 	"shiplog/wal/waltest"
 )
 
@@ -19,14 +24,14 @@ const spaceSegment = 1 << 20
 func fill(t *testing.T, db *engine.DB, m model, prefix string, value string) {
 	t.Helper()
 	for i := range 100_000 {
-		k := fmt.Sprint(prefix, i)
+		k, head := fmt.Sprint(prefix, i), db.Stats().Head
 		err := db.Put([]byte(k), []byte(value))
 		if err == nil {
 			m[k] = value
 			continue
 		}
-		if !errors.Is(err, engine.ErrNoSpace) || errors.Is(err, engine.ErrUnknownOutcome) {
-			t.Fatalf("Put on a full disk: %v", err)
+		if !errors.Is(err, engine.ErrNoSpace) || errors.Is(err, engine.ErrUnknownOutcome) || db.Stats().Head != head {
+			t.Fatalf("Put on a full disk: %v; the head went from %v to %v", err, head, db.Stats().Head)
 		}
 		return
 	}
@@ -92,6 +97,122 @@ func TestDeletesOnAFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, open(t, "db", opts), m, "after reopening")
+}
+
+// TestFullMount fills real file systems under concurrent writers: refused writes are told so before anything of them is
+// written, reads and deletes go on, writes go on by themselves once there is room, and nothing acknowledged is lost: not
+// on a clean close and open of the full disk, and not with the power.
+func TestFullMount(t *testing.T) {
+	for _, kind := range []string{"tmpfs", "ext4", "xfs"} {
+		t.Run(kind, func(t *testing.T) {
+			m := waltest.NewMount(t, kind, 40<<20)
+			ballast := filepath.Join(m.Dir, "ballast")
+			leave(t, ballast, 12<<20)
+			opts := &engine.Options{FS: m.FS(), SegmentSize: spaceSegment, Compression: engine.NoCompression}
+			dir := filepath.Join(m.Dir, "db")
+			db := open(t, dir, opts)
+			want := fillTogether(t, db, "a")
+			same(t, db, want, "on the full disk")
+			// The log's own preparations for the next segment take room, and give it back, beside the writers.
+			fill(t, db, want, "s", strings.Repeat("s", 5000))
+			for _, k := range want.sorted("a0/", "a1/")[:50] {
+				if err := db.Delete([]byte(k)); err != nil {
+					t.Fatalf("Delete on a full disk: %v", err)
+				}
+				delete(want, k)
+			}
+			b := db.NewBatch()
+			b.DeleteRange([]byte("a0/"), []byte("a1/"))
+			if _, err := db.Commit(ctx, b, engine.Default); err != nil {
+				t.Fatalf("delete range on a full disk: %v", err)
+			}
+			for _, k := range want.sorted("a0/", "a1/") {
+				delete(want, k)
+			}
+			leave(t, ballast, 8<<20)
+			before := len(want)
+			maps.Copy(want, fillTogether(t, db, "b"))
+			if len(want) < before+100 {
+				t.Errorf("%d writes once there was room", len(want)-before)
+			}
+			if err := db.Close(); err != nil {
+				t.Fatalf("close on a full disk: %v", err)
+			}
+			db = open(t, dir, opts)
+			same(t, db, want, "after reopening the full disk")
+			if kind == "tmpfs" {
+				return
+			}
+			leave(t, ballast, 2<<20)
+			maps.Copy(want, fillTogether(t, db, "c"))
+			if err := m.Shutdown(); err != nil {
+				t.Fatal(err)
+			}
+			db.Close() // whatever it says
+			if err := m.Restart(); err != nil {
+				t.Fatal(err)
+			}
+			db = open(t, dir, opts)
+			same(t, db, want, "after a power cut of the full disk")
+			if err := db.Delete([]byte("c0/0")); err != nil {
+				t.Fatalf("Delete on a full disk, after a power cut: %v", err)
+			}
+			db.Close()
+		})
+	}
+}
+
+// leave makes a file so large that the file system has room for n bytes more, or a little less.
+func leave(t *testing.T, ballast string, n int64) {
+	t.Helper()
+	f, err := vfs.OS.OpenFile(ballast, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size, err := f.Size()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for step := int64(4 << 20); step >= 4<<10; {
+		if err := f.Allocate(size, step); err == nil {
+			size += step
+		} else if !vfs.IsNoSpace(err) {
+			t.Fatal(err)
+		} else {
+			step /= 2
+		}
+	}
+	if err := errors.Join(f.Truncate(size-n), f.Sync(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fillTogether has four writers write until the disk is full, and returns what was acknowledged.
+func fillTogether(t *testing.T, db *engine.DB, prefix string) model {
+	t.Helper()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	m := model{}
+	for w := range 4 {
+		wg.Go(func() {
+			value := strings.Repeat(prefix, 3000+5000*w)
+			for i := range 100_000 {
+				k := fmt.Sprintf("%s%d/%d", prefix, w, i)
+				if err := db.Put([]byte(k), []byte(value)); err != nil {
+					if !errors.Is(err, engine.ErrNoSpace) || errors.Is(err, engine.ErrUnknownOutcome) {
+						t.Errorf("Put on a full disk: %v", err)
+					}
+					return
+				}
+				mu.Lock()
+				m[k] = value
+				mu.Unlock()
+			}
+			t.Error("the disk is never full")
+		})
+	}
+	wg.Wait()
+	return m
 }
 
 // same compares everything that db shows with the model.

@@ -231,53 +231,90 @@ func underLoad(t *testing.T, leader *process, body func(written func(), counters
 	return counters
 }
 
-// TestStoppedFollower: under replicated:1 a write that its follower has not confirmed neither succeeds nor shows on any
-// node, also not after a restart of the leader, until the follower has it.
+// TestStoppedFollower: under replicated:1 a write that no follower has confirmed neither succeeds nor shows to any client
+// on any node, in none of the ways to look, also not after a restart of the leader, until the follower has it.
 func TestStoppedFollower(t *testing.T) {
 	ctx, dir := context.Background(), t.TempDir()
-	leader := newNode(t, filepath.Join(dir, "leader"), "--commit", "replicated:1")
+	leader := newNode(t, filepath.Join(dir, "leader"), "--commit", "replicated:1", "--voters", "f")
 	leader.launch()
 	follower := startNode(t, filepath.Join(dir, "follower"), "--follow", leader.ship, "--name", "f")
-	client, other, far := leader.client(), leader.client(), follower.client()
+	observer := startNode(t, filepath.Join(dir, "observer"), "--follow", leader.ship, "--name", "o")
+	client, other, far, third := leader.client(), leader.client(), follower.client(), observer.client()
 	leader.until("a write succeeds", func() bool { return client.Set(ctx, "k", "old", 0).Err() == nil })
+	observer.until("the observer shows it", func() bool { return third.Get(ctx, "k").Val() == "old" })
 	far.Ping(ctx)
 
 	if err := follower.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	head := leader.status().Head
-	done := make(chan error, 1)
-	go func() { done <- redisNoTimeout(leader).Set(ctx, "k", "new", 0).Err() }()
+	done, asked := make(chan error, 1), make(chan error, 1)
+	go func() { done <- redisNoTimeout(leader).MSet(ctx, "k", "new", "fresh", "1").Err() }()
 	leader.until("the write is in the leader's log", func() bool { return leader.status().Head != head })
+	go func() { asked <- redisNoTimeout(leader).SetNX(ctx, "fresh", "2", 0).Err() }() // "it is there" would tell
 	for range 50 {
-		if v, err := other.Get(ctx, "k").Result(); err != nil || v != "old" {
-			t.Fatalf("another client sees %q, %v", v, err)
-		}
-	}
-	select {
-	case err := <-done:
-		if err == nil {
-			t.Fatal("the write has succeeded")
-		}
-	default:
+		showsOld(t, "the leader", other)
+		showsOld(t, "a new connection", leader.client())
+		showsOld(t, "another follower", third)
 	}
 	leader.kill()
+	for what, c := range map[string]chan error{"the write": done, "SETNX": asked} {
+		if err := <-c; err == nil {
+			t.Fatalf("%s was answered", what)
+		}
+	}
+	showsOld(t, "another follower, without the leader", third)
 	leader.launch()
 	leader.until("the leader answers", func() bool { return other.Ping(ctx).Err() == nil })
+	observer.until("the observer is back", func() bool { return leaderHas(leader, "o") })
 	for range 50 {
 		if v, err := other.Get(ctx, "k").Result(); err == nil {
-			t.Fatalf("after the restart, without the follower, a client sees %q", v)
+			t.Fatalf("after the restart, without the follower, a client of the leader sees %q", v)
 		}
+		if n, err := other.Exists(ctx, "fresh").Result(); err == nil {
+			t.Fatalf("after the restart, without the follower, EXISTS answers %d", n)
+		}
+		showsOld(t, "another follower, after the restart", third)
 	}
 	if err := follower.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	leader.until("the leader shows a value", func() bool { return other.Get(ctx, "k").Err() == nil })
 	v := other.Get(ctx, "k").Val()
-	follower.until("the follower shows the same", func() bool { return far.Get(ctx, "k").Val() == v })
+	for what, c := range map[string]*redis.Client{"the follower": far, "the observer": third} {
+		leader.until(what+" shows the same", func() bool { return c.Get(ctx, "k").Val() == v && c.Get(ctx, "fresh").Val() == "1" })
+	}
 	if v != "new" {
 		t.Errorf("the leader's log had the write, and the value is %q", v)
 	}
+}
+
+// showsOld looks for the unconfirmed write of TestStoppedFollower in every way that a client has.
+func showsOld(t *testing.T, who string, c *redis.Client) {
+	t.Helper()
+	ctx := context.Background()
+	if v, err := c.Get(ctx, "k").Result(); err != nil || v != "old" {
+		t.Fatalf("%s: GET shows %q, %v", who, v, err)
+	}
+	if v, err := c.MGet(ctx, "fresh", "k").Result(); err != nil || v[0] != nil || v[1] != "old" {
+		t.Fatalf("%s: MGET shows %v, %v", who, v, err)
+	}
+	if n, err := c.Exists(ctx, "fresh").Result(); err != nil || n != 0 {
+		t.Fatalf("%s: EXISTS answers %d, %v", who, n, err)
+	}
+	if keys, _, err := c.Scan(ctx, 0, "*", 100).Result(); err != nil || len(keys) != 1 {
+		t.Fatalf("%s: SCAN lists %q, %v", who, keys, err)
+	}
+}
+
+// leaderHas reports whether a follower of that name is connected.
+func leaderHas(leader *process, name string) bool {
+	for _, f := range leader.status().Followers {
+		if f.Name == name {
+			return true
+		}
+	}
+	return false
 }
 
 // redisNoTimeout is a client that waits as long as the server does.
