@@ -62,6 +62,8 @@ type Options struct {
 	// It may be passed while runs cannot be written, and by what is not committed yet. Zero: 256 MiB.
 	MemIndexSize int64
 
+	// CacheSize is how many bytes of unpacked frames are kept for reads. Memory is taken as it is needed. Zero: 128 MiB. Negative: none.
+	CacheSize int64
 	// SpaceFactor bounds the log: reclaim keeps it below so many hundredths of what lives in it, and three segments. Small factors cost
 	// writes: at 200 about a fifth, at 150 half of what is written is written again under random overwrites. Zero: 200. At least 120.
 	// Negative: nothing is reclaimed.
@@ -93,6 +95,7 @@ const (
 	defaultCommitTimeout = 10 * time.Second
 	defaultMaxPending    = 256 << 20
 	defaultMemIndexSize  = 256 << 20
+	defaultCacheSize     = 128 << 20
 	defaultSpaceFactor   = 200
 	minSpaceFactor       = 120
 	defaultMaxPinned     = 4 << 30
@@ -160,6 +163,7 @@ func (o *Options) withDefaults() (Options, error) {
 	orDefault(&c.CommitTimeout, defaultCommitTimeout)
 	orDefault(&c.MaxPending, defaultMaxPending)
 	orDefault(&c.MemIndexSize, defaultMemIndexSize)
+	orDefault(&c.CacheSize, defaultCacheSize)
 	orDefault(&c.SpaceFactor, defaultSpaceFactor)
 	orDefault(&c.MaxPinned, defaultMaxPinned)
 	orDefault(&c.FlushInterval, defaultFlushInterval)

@@ -132,6 +132,9 @@ func (l *Log) Truncate(to LSN) error {
 		l.next = nil
 	}
 	l.generation.Add(1)
+	if l.cache != nil {
+		l.cache.cut(to)
+	}
 	return l.cutTo(to, cur)
 }
 

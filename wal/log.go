@@ -19,6 +19,7 @@ type Log struct {
 	lock    io.Closer
 	report  RecoveryReport
 	handles handles
+	cache   *frameCache             // nil: none
 	segs    atomic.Pointer[segList] // immutable; replaced under mu
 
 	head       atomic.Uint64 // next LSN to write; readers see everything below
@@ -82,6 +83,7 @@ func Open(dir string, o *Options) (*Log, error) {
 		}
 	}
 	l := &Log{dir: dir, opts: o.withDefaults()}
+	l.cache = newFrameCache(l.opts.CacheSize)
 	l.handles = handles{fs: l.opts.FS, max: l.opts.MaxMaps, readOnly: l.opts.ReadOnly}
 	l.segs.Store(&segList{size: l.opts.SegmentSize})
 	l.history.Store(&[]HistoryEntry{})

@@ -47,6 +47,8 @@ type Options struct {
 	// MaxMaps bounds the segment files that are open and mapped at once; beyond it the least recently used ones are
 	// closed, and files in use beyond it are read with pread. Zero: 4,096, or 16 on 32-bit hosts.
 	MaxMaps int
+	// CacheSize is how many bytes of unpacked frames [Log.ReadRecord] keeps. Zero: none. Memory is taken as it is needed.
+	CacheSize int64
 	// ReadOnly opens the log for reading: the directory is not locked, nothing is cut, rewritten or repaired, and the log
 	// is what was valid at Open.
 	ReadOnly bool
@@ -74,6 +76,9 @@ func (o *Options) validate() error {
 	}
 	if o.MaxMaps < 0 {
 		errs = append(errs, fmt.Errorf("MaxMaps %d is negative", o.MaxMaps))
+	}
+	if o.CacheSize < 0 {
+		errs = append(errs, fmt.Errorf("CacheSize %d is negative", o.CacheSize))
 	}
 	if o.DurableWindow < 0 {
 		errs = append(errs, fmt.Errorf("DurableWindow %v is negative", o.DurableWindow))

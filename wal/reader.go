@@ -161,13 +161,25 @@ func (l *Log) ReadFrame(at LSN, dst []byte) (Frame, []byte, error) {
 // ReadRecord calls fn with the bytes of a record, verified: from its beginning to the end of its frame, or, for one
 // that is longer than a frame, all of it. The bytes are valid during the call. ref must come from this log.
 func (l *Log) ReadRecord(ref Ref, b *Buffer, fn func(rec []byte) error) error {
+	if l.cache != nil && b.lsn != ref.LSN() {
+		if slot := l.cache.get(ref.LSN()); slot != nil {
+			defer slot.release()
+			if m := &slot.meta; ref.Offset() < len(slot.raw) && !m.mayGoOn(ref.Offset()) {
+				return fn(slot.raw[ref.Offset():])
+			}
+		}
+	}
 	if err := l.load(ref.LSN(), b); err != nil {
 		return err
+	}
+	if l.cache != nil && b.meta.codec != CodecNone && b.meta.flags&(FlagSeal|FlagControl) == 0 {
+		generation := b.generation
+		l.cache.put(b.lsn, &b.meta, b.raw, func() bool { return l.generation.Load() == generation })
 	}
 	if b.meta.flags&(FlagSeal|FlagControl) != 0 || ref.Offset() >= len(b.raw) {
 		return fmt.Errorf("%w: no record at %v", ErrNotBoundary, ref)
 	}
-	if b.meta.flags&FlagLast == 0 && b.meta.count == 1 && ref.Offset() == 0 {
+	if b.meta.mayGoOn(ref.Offset()) {
 		long, err := l.join(ref.LSN(), b)
 		if err != nil {
 			return err
@@ -178,6 +190,9 @@ func (l *Log) ReadRecord(ref Ref, b *Buffer, fn func(rec []byte) error) error {
 	}
 	return fn(b.raw[ref.Offset():])
 }
+
+// mayGoOn reports whether the record at an offset of a frame may be a long one whose rest is in the frames behind.
+func (m *frameMeta) mayGoOn(off int) bool { return m.flags&FlagLast == 0 && m.count == 1 && off == 0 }
 
 // join puts a record that goes on in the frames behind together; false if it does not go on.
 func (l *Log) join(at LSN, b *Buffer) (bool, error) {

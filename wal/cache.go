@@ -1,0 +1,178 @@
+package wal
+
+import (
+	"math/bits"
+	"sync"
+	"sync/atomic"
+)
+
+// frameCache keeps unpacked frames, so that reading a neighbour, or the same record again, neither verifies nor unpacks. A frame was
+// verified when it was put in. Eviction is the clock algorithm (Corbató 1968); once the cache is full, a frame is let in
+// at its second miss only, as a doorkeeper does (TinyLFU, Einziger et al. 2017), so that one scan or a data set far larger
+// than the cache costs no copying.
+//
+// Memory is slots of MaxSmallFrame bytes in chunks without pointers. A reader pins a slot instead of holding a lock, so
+// what it does with the bytes keeps nobody waiting.
+type frameCache struct {
+	shards []cacheShard
+	mask   uint64
+}
+
+const (
+	cacheChunk     = 64 // slots that are allocated together
+	maxCacheShards = 64
+)
+
+type cacheShard struct {
+	mu    sync.Mutex // guards all below but the slots' pins, and the bytes of pinned slots
+	at    map[LSN]uint32
+	parts []*cachePart
+	slots int // in parts that are or were in use
+	limit int
+	hand  int
+	door  []uint16 // fingerprints of frames that were missed once
+	_     [64]byte
+}
+
+type cachePart struct {
+	slots [cacheChunk]cacheSlot
+	bytes [cacheChunk * MaxSmallFrame]byte
+}
+
+type cacheSlot struct {
+	lsn  LSN // 0: free
+	meta frameMeta
+	used bool
+	pins atomic.Int32
+	raw  []byte
+}
+
+// newFrameCache returns a cache of about size bytes, or nil if that is too small for any use.
+func newFrameCache(size int64) *frameCache {
+	slots := int(size / MaxSmallFrame)
+	if slots < 2 {
+		return nil
+	}
+	n := 1
+	for n < maxCacheShards && slots/(2*n) >= cacheChunk {
+		n *= 2
+	}
+	c := &frameCache{shards: make([]cacheShard, n), mask: uint64(n - 1)}
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.at = map[LSN]uint32{}
+		s.limit = slots / n
+		s.door = make([]uint16, 1<<bits.Len(uint(2*s.limit)))
+	}
+	return c
+}
+
+// mix spreads an LSN over 64 bits (the finalizer of MurmurHash3).
+func mix(at LSN) uint64 {
+	h := uint64(at)
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	h *= 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
+}
+
+func (s *cacheShard) slot(i uint32) *cacheSlot { return &s.parts[i/cacheChunk].slots[i%cacheChunk] }
+
+// get pins the frame at an LSN; nil if it is not in the cache. The slot must be released.
+func (c *frameCache) get(at LSN) *cacheSlot {
+	s := &c.shards[mix(at)&c.mask]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, ok := s.at[at]
+	if !ok {
+		return nil
+	}
+	slot := s.slot(i)
+	slot.used = true
+	slot.pins.Add(1)
+	return slot
+}
+
+func (s *cacheSlot) release() { s.pins.Add(-1) }
+
+// put enters a frame that was missed, if it is worth it. fresh is asked with the shard locked: false means that the frame may
+// have been cut meanwhile.
+func (c *frameCache) put(at LSN, m *frameMeta, raw []byte, fresh func() bool) {
+	if len(raw) > MaxSmallFrame {
+		return
+	}
+	h := mix(at)
+	s := &c.shards[h&c.mask]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.at[at]; ok || !fresh() {
+		return
+	}
+	if s.slots >= s.limit {
+		door := &s.door[h>>8&uint64(len(s.door)-1)]
+		if print := uint16(h>>48) | 1; *door != print {
+			*door = print
+			return
+		}
+		*door = 0
+	}
+	i, ok := s.room()
+	if !ok {
+		return
+	}
+	slot := s.slot(i)
+	slot.lsn, slot.meta, slot.used = at, *m, false
+	part := s.parts[i/cacheChunk]
+	off := int(i%cacheChunk) * MaxSmallFrame
+	slot.raw = part.bytes[off : off+copy(part.bytes[off:off+MaxSmallFrame], raw)]
+	s.at[at] = i
+}
+
+// room finds a free slot, or makes one free. None: all are pinned.
+func (s *cacheShard) room() (uint32, bool) {
+	if s.slots < s.limit {
+		if s.slots == len(s.parts)*cacheChunk {
+			s.parts = append(s.parts, new(cachePart))
+		}
+		s.slots++
+		return uint32(s.slots - 1), true
+	}
+	for range 2*s.slots + 1 {
+		i := uint32(s.hand)
+		if s.hand++; s.hand == s.slots {
+			s.hand = 0
+		}
+		slot := s.slot(i)
+		switch {
+		case slot.pins.Load() != 0: // nobody pins without the lock
+		case slot.used:
+			slot.used = false
+		default:
+			s.forget(slot)
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+func (s *cacheShard) forget(slot *cacheSlot) {
+	if slot.lsn != 0 {
+		delete(s.at, slot.lsn)
+		slot.lsn = 0
+	}
+}
+
+// cut forgets every frame at or above an LSN. Who reads one now goes on reading it.
+func (c *frameCache) cut(to LSN) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for j := range s.slots {
+			if slot := s.slot(uint32(j)); slot.lsn >= to {
+				s.forget(slot)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
