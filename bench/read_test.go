@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -69,8 +71,27 @@ func BenchmarkGet(b *testing.B) {
 
 // BenchmarkScan is the ordered scan of everything after a random load, with values.
 func BenchmarkScan(b *testing.B) {
+	for _, sorted := range []bool{false, true} {
+		for _, cache := range []int64{-1, 0} {
+			b.Run(fmt.Sprintf("sorted=%v/cache=%v", sorted, cache == 0), func(b *testing.B) { benchScan(b, sorted, cache) })
+		}
+	}
+}
+
+// rested loads n keys in random order and, if asked, waits until they have been written again in their order.
+func rested(b *testing.B, n uint64, sorted bool, cache int64) *engine.DB {
+	db := open(b, &engine.Options{Commit: engine.Written, CacheSize: cache, SegmentSize: 16 << 20, SortWhenIdle: sorted})
+	fill(b, db, n)
+	head := db.Stats().Head
+	for sorted && db.Stats().Tail+16<<20 < head {
+		time.Sleep(50 * time.Millisecond)
+	}
+	return db
+}
+
+func benchScan(b *testing.B, sorted bool, cache int64) {
 	const n = 1 << 20
-	db := loaded(b, n)
+	db := rested(b, n, sorted, cache)
 	keys := 0
 	for b.Loop() {
 		it := db.NewIter(nil)
@@ -88,8 +109,14 @@ func BenchmarkScan(b *testing.B) {
 
 // BenchmarkSeek is a seek to a random key and 50 steps, with values.
 func BenchmarkSeek(b *testing.B) {
+	for _, sorted := range []bool{false, true} {
+		b.Run(fmt.Sprintf("sorted=%v", sorted), func(b *testing.B) { benchSeek(b, sorted) })
+	}
+}
+
+func benchSeek(b *testing.B, sorted bool) {
 	const n = 1 << 20
-	db := loaded(b, n)
+	db := rested(b, n, sorted, 0)
 	rng := rand.New(rand.NewPCG(5, 6))
 	for b.Loop() {
 		it := db.NewIter(nil)
@@ -119,6 +146,11 @@ func BenchmarkReplay(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
+		b.StopTimer() // without its index's runs it replays all
+		if err := os.RemoveAll(filepath.Join(dir, "index")); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
 		db, err := engine.Open(dir, nil)
 		if err != nil {
 			b.Fatal(err)

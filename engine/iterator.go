@@ -31,10 +31,13 @@ type Iterator struct {
 	valid   bool
 	err     error
 
-	buf    wal.Buffer
+	bufs   [scanBuffers]*wal.Buffer // by segment: neighbours in key order that were sorted together share frames
 	value  []byte
 	loaded bool
 }
+
+// scanBuffers is how many sorted stretches of the log a scan can walk side by side, unpacking each frame once.
+const scanBuffers = 64
 
 // Chunks grow from the first size, good for a seek and a few steps, to the last, good for a scan.
 const (
@@ -194,7 +197,12 @@ func (it *Iterator) Value() []byte {
 }
 
 func (it *Iterator) fetch() error {
-	err := it.snap.readVersion(it.Key(), it.chunk.Version(it.at), &it.buf, func(v []byte, _ int64) error {
+	v := it.chunk.Version(it.at)
+	buf := &it.bufs[uint64(wal.Ref(v.Ref).LSN())/uint64(it.snap.db.log.SegmentSize())%scanBuffers]
+	if *buf == nil {
+		*buf = new(wal.Buffer)
+	}
+	err := it.snap.readVersion(it.Key(), v, *buf, func(v []byte, _ int64) error {
 		it.value = append(it.value[:0], v...)
 		return nil
 	})

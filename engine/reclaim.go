@@ -33,6 +33,10 @@ const (
 	sampleEvery  = 8
 	// relocateBytes is how much is written again in one batch: it bounds how long the pipeline decides about it.
 	relocateBytes = 64 << 10
+	// sortSegments is how many segments are sorted together while the database rests, and sortedSize is the largest record for
+	// which that pays: of larger ones no frame holds two.
+	sortSegments = 4
+	sortedSize   = 2 << 10
 	// gatherRecords bounds how many records are sorted together.
 	gatherRecords = 1 << 20
 )
@@ -45,6 +49,7 @@ type reclaimer struct {
 	rng    *rand.Rand
 
 	live     wal.LSN // estimate of the bytes that live, and what the log was when it was made
+	loose    wal.LSN // of them, those of small records in the order of their writing
 	from, to wal.LSN
 	lastHead wal.LSN // for idleness
 	lastMove time.Time
@@ -100,7 +105,9 @@ func (r *reclaimer) step(ctx context.Context) (bool, error) {
 	if head != r.lastHead {
 		r.lastHead, r.lastMove = head, time.Now()
 	}
-	if head-tail <= slackSegments*segment {
+	resting := time.Since(r.lastMove) > idleAfter
+	sorts := db.opts.SortWhenIdle && resting
+	if head-tail <= slackSegments*segment && !(sorts && head-tail > segment) {
 		return false, nil
 	}
 	if err := r.refresh(ctx, tail, head); err != nil {
@@ -108,16 +115,22 @@ func (r *reclaimer) step(ctx context.Context) (bool, error) {
 	}
 	stored := head - tail
 	limit := r.live/100*wal.LSN(db.opts.SpaceFactor) + slackSegments*segment
-	idle := time.Since(r.lastMove) > idleAfter && stored > r.live/100*idleFactor+slackSegments*segment
+	idle := resting && stored > r.live/100*idleFactor+slackSegments*segment
+	sorts = sorts && r.loose > max(r.live/4, segment/2)
 	soft := limit - limit/8
-	if stored <= soft && !idle {
+	if stored <= soft && !idle && !sorts {
 		return false, nil
 	}
-	end := db.log.TailBelow(tail + segment)
-	for n := wal.LSN(2); end <= tail && tail+n*segment < head; n++ {
+	n := wal.LSN(1)
+	if sorts {
+		n = sortSegments
+	}
+	tip := (head - 1) &^ (segment - 1)
+	end := db.log.TailBelow(min(tail+n*segment, tip))
+	for ; end <= tail && tail+n*segment < tip; n++ {
 		end = db.log.TailBelow(tail + n*segment)
 	}
-	if end <= tail || end+segment > head {
+	if end <= tail {
 		return false, nil
 	}
 	// Between the two bounds it rests as long as it works, or less; beyond the upper one not at all.
@@ -125,8 +138,8 @@ func (r *reclaimer) step(ctx context.Context) (bool, error) {
 	if stored < limit {
 		rest = 3 * float64(limit-stored) / float64(limit-soft+1)
 	}
-	if idle {
-		rest = 1
+	if idle || sorts {
+		rest = 0.5
 	}
 	if err := r.relocate(ctx, tail, end, rest); err != nil {
 		return false, err
@@ -134,7 +147,7 @@ func (r *reclaimer) step(ctx context.Context) (bool, error) {
 	if err := db.moveTail(end); err != nil {
 		return false, err
 	}
-	if idle {
+	if idle || sorts {
 		r.lastHead = db.log.Head() // its own writing is no reason to stop
 	}
 	return true, nil
@@ -146,38 +159,36 @@ func (r *reclaimer) refresh(ctx context.Context, tail, head wal.LSN) error {
 	if r.to != 0 && changed < max((head-tail)/16, wal.LSN(r.db.log.SegmentSize())) {
 		return nil
 	}
-	share, err := r.db.liveShare(ctx, tail, head, sampleSize, r.rng)
+	s, err := r.db.survey(ctx, tail, head, sampleSize, r.rng)
 	if err != nil {
 		return err
 	}
-	r.live, r.from, r.to = wal.LSN(share*float64(head-tail)), tail, head
+	stored := float64(head-tail) / max(s.all, 1)
+	r.live, r.loose, r.from, r.to = wal.LSN(s.live*stored), wal.LSN(s.loose*stored), tail, head
 	return nil
 }
 
-// liveShare estimates the share of the log's bytes in [tail, head) that lives. It looks at the frames that begin in each of n
-// windows at random places, so that each frame is as likely as another, and asks the index about one record in sampleEvery.
-func (db *DB) liveShare(ctx context.Context, tail, head wal.LSN, n int, rng *rand.Rand) (float64, error) {
-	var s survey
-	s.now = db.clock.read()
-	for range n {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		at := tail + wal.LSN(rng.Uint64N(uint64(head-tail)))
-		if err := db.surveyWindow(&s, at, min(at+sampleWindow, head), rng); err != nil {
-			return 0, err
-		}
-	}
-	if s.all == 0 {
-		return 1, nil
-	}
-	return s.live / s.all, nil
+// survey adds up bytes of the log that were looked at, those of them that live, and of these those of small records that
+// stand where they were first written.
+type survey struct {
+	all, live, loose float64
+	now              int64
 }
 
-// survey adds up bytes of the log, and those of them that live.
-type survey struct {
-	live, all float64
-	now       int64
+// survey estimates what of the log in [tail, head) lives. It looks at the frames that begin in each of n windows at
+// random places, so that each frame is as likely as another, and asks the index about one record in sampleEvery.
+func (db *DB) survey(ctx context.Context, tail, head wal.LSN, n int, rng *rand.Rand) (*survey, error) {
+	s := &survey{now: db.clock.read()}
+	for range n {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		at := tail + wal.LSN(rng.Uint64N(uint64(head-tail)))
+		if err := db.surveyWindow(s, at, min(at+sampleWindow, head), rng); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 func (db *DB) surveyWindow(s *survey, at, end wal.LSN, rng *rand.Rand) error {
@@ -211,7 +222,7 @@ func (db *DB) surveyFrame(s *survey, f wal.Frame, raw []byte, rng *rand.Rand) er
 			return err
 		}
 	}
-	live, bytes := 0, 0
+	live, loose, bytes := 0, 0, 0
 	for off := 0; off < len(first); {
 		rec, head, n, err := decodeHead(first[off:])
 		if err != nil {
@@ -230,12 +241,16 @@ func (db *DB) surveyFrame(s *survey, f wal.Frame, raw []byte, rng *rand.Rand) er
 			if lives {
 				live += weight
 			}
+			if lives && rec.Orig == 0 && head+n <= sortedSize {
+				loose += weight
+			}
 		}
 		off += head + n
 	}
 	if bytes > 0 {
 		s.all += size
 		s.live += size * float64(live) / float64(bytes)
+		s.loose += size * float64(loose) / float64(bytes)
 	}
 	return nil
 }
