@@ -153,6 +153,36 @@ func checkSurvivor(t *testing.T, s *script, disk *waltest.Disk, opts engine.Opti
 	}
 }
 
+// TestFaultsOfTheIndex makes each call on the index's files fail, once: no commit notices, nothing stays open, and the
+// state is the same after a reopen.
+func TestFaultsOfTheIndex(t *testing.T) {
+	s := newScript()
+	defer engine.FreezeEvery(20)()
+	opts := engine.Options{Commit: engine.Written, SegmentSize: 64 << 10}
+	for _, path := range []string{"*.run", "MANIFEST*", "index"} {
+		t.Run(path, func(t *testing.T) {
+			for k := 0; ; k++ {
+				disk := waltest.NewDisk()
+				fault := disk.Inject(waltest.Fault{
+					Op: waltest.Changes | waltest.OpOpen | waltest.OpRead | waltest.OpMap | waltest.OpReadDir | waltest.OpStat, Path: path, Skip: k,
+				})
+				if acked := s.run(disk, opts); acked != len(s.commits) && path != "index" { // Open needs its directory
+					t.Fatalf("call %d: %d of %d commits", k, acked, len(s.commits))
+				}
+				if open := disk.Open(); len(open) > 0 {
+					t.Fatalf("call %d: after Close there are open: %q", k, open)
+				}
+				if fault.Hits() == 0 {
+					t.Logf("%d calls", k)
+					return
+				}
+				acked := s.run(disk, opts)
+				checkSurvivor(t, s, disk, opts, len(s.commits), fmt.Sprint("call ", k, " after ", acked))
+			}
+		})
+	}
+}
+
 // TestFailedSync: after one failed fdatasync nothing is acknowledged, no later sync is believed,
 // reads go on, and what was acknowledged before is there after a crash.
 func TestFailedSync(t *testing.T) {

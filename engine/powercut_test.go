@@ -21,7 +21,7 @@ import (
 
 // powerCuts is how many cuts each part of TestPowerCuts makes; SHIPLOG_POWER_CUTS sets another number.
 func powerCuts(t *testing.T) int {
-	n := 15
+	n := 12
 	if testing.Short() {
 		n = 4
 	}
@@ -41,6 +41,7 @@ func TestPowerCuts(t *testing.T) {
 	for _, kind := range []string{"ext4", "xfs"} {
 		for _, rule := range []engine.Level{engine.Durable, engine.Written} {
 			t.Run(kind+"/"+rule.String(), func(t *testing.T) {
+				defer engine.FreezeEvery(150)() // runs are written and merged, and soon something is reclaimed
 				m := waltest.NewMount(t, kind, 400<<20)
 				seed := seeds(t, 1)[0]
 				w := newPowerWorld(t, m, rule, seed)
@@ -49,8 +50,9 @@ func TestPowerCuts(t *testing.T) {
 					w.writeUntilCut()
 					w.recover()
 				}
+				tail := w.db.Stats().Tail
 				w.db.Close()
-				t.Logf("%d commits acknowledged; %d open when the power went, of which %d were kept", w.acked.Load(), w.unsure, w.kept)
+				t.Logf("%d commits acknowledged; %d open when the power went, of which %d were kept; the log begins at %v", w.acked.Load(), w.unsure, w.kept, tail)
 				if rule == engine.Durable && w.unsure == 0 {
 					t.Error("no cut met a commit")
 				}
@@ -82,7 +84,7 @@ const accounts, funds = 4, 1000
 
 func newPowerWorld(t *testing.T, m *waltest.Mount, rule engine.Level, seed uint64) *powerWorld {
 	w := &powerWorld{t: t, m: m, rng: rand.New(rand.NewPCG(seed, 3)), dir: filepath.Join(m.Dir, "db"), claims: map[string]string{}}
-	w.opts = engine.Options{FS: m.FS(), Commit: rule, SegmentSize: 256 << 10, CommitTimeout: -1}
+	w.opts = engine.Options{FS: m.FS(), Commit: rule, SegmentSize: 64 << 10, SpaceFactor: 120, CommitTimeout: -1}
 	for i := range 4 {
 		w.writers = append(w.writers, &powerWriter{
 			w: w, name: fmt.Sprint("w", i), rng: rand.New(rand.NewPCG(seed, uint64(10+i))), states: []model{{}},
@@ -169,7 +171,7 @@ func (p *powerWriter) batch(l engine.Level) {
 		for range 50 + p.rng.IntN(100) {
 			put(p.rng.IntN(200), p.rng.IntN(100))
 		}
-		put(p.rng.IntN(200), p.rng.IntN(60_000))
+		put(p.rng.IntN(3), p.rng.IntN(60_000))
 		fallthrough
 	case 1:
 		k := p.key(p.rng.IntN(200))
@@ -288,7 +290,7 @@ func (w *powerWorld) writeUntilCut() {
 			}
 		}
 	})
-	until := w.acked.Load() + int64(w.rng.IntN(120))
+	until := w.acked.Load() + int64(w.rng.IntN(500))
 	for end := time.Now().Add(30 * time.Second); w.acked.Load() < until; time.Sleep(pause) {
 		if time.Now().After(end) {
 			w.t.Fatalf("%s: commits do not go on", w.what)
@@ -302,7 +304,7 @@ func (w *powerWorld) writeUntilCut() {
 	readers.Wait()
 	w.db.Close() // whatever it says
 	for _, p := range w.writers {
-		if !errors.Is(p.err, engine.ErrPoisoned) && !errors.Is(p.err, syscall.EIO) {
+		if !errors.Is(p.err, engine.ErrPoisoned) && !errors.Is(p.err, syscall.EIO) && !errors.Is(p.err, syscall.EROFS) {
 			w.t.Fatalf("%s: %s ended with %v", w.what, p.name, p.err)
 		}
 	}
@@ -336,14 +338,18 @@ func (w *powerWorld) recover() {
 	if w.rng.IntN(2) == 0 {
 		return // and write on without a clean close
 	}
-	head := w.db.Stats().Head
 	if err := w.db.Close(); err != nil {
 		w.t.Fatalf("%s: close: %v", w.what, err)
 	}
+	if w.rng.IntN(2) == 0 { // the state is a function of the log alone
+		if err := os.RemoveAll(filepath.Join(w.dir, "index")); err != nil {
+			w.t.Fatal(err)
+		}
+	}
 	w.open()
-	if again := state(w.t, w.db); !maps.Equal(got, again) || w.db.Stats().Head != head || w.db.Log().Recovery().Cut {
-		w.t.Fatalf("%s: opening again changed the database: %d keys, head %v; %d keys, head %v",
-			w.what, len(got), head, len(again), w.db.Stats().Head)
+	if again := state(w.t, w.db); !maps.Equal(got, again) || !w.db.Log().Recovery().Clean {
+		w.t.Fatalf("%s: opening again changed the database: %d keys became %d; recovery %+v",
+			w.what, len(got), len(again), w.db.Log().Recovery())
 	}
 }
 

@@ -486,26 +486,36 @@ func (db *DB) trim() {
 	if done == 0 {
 		return
 	}
-	if keep := db.pinnedTail(to); keep < to {
-		to = keep // looked at again when the next pin goes
-	} else {
+	to, whole := db.giveUp(to)
+	if whole {
 		db.trims = slices.Delete(db.trims, 0, done)
 	}
 	if to <= db.log.Tail() {
 		return
 	}
-	to = db.log.TailBelow(to)
-	// Who has read the visible mark before the tail record, and looks for what was written again behind it, looks again.
-	db.pins.mu.Lock()
-	db.raiseReadFloor(min(db.marks.committedLSN(), db.marks.visibleLSN()))
-	db.pins.mu.Unlock()
-	db.idx.SetTail(to)
 	if err := db.log.TrimBefore(to); err != nil && !errors.Is(err, wal.ErrClosed) {
 		db.opts.Logger.Error("segments could not be removed", "error", err)
 	}
 }
 
-// pinnedTail is the lowest LSN at or below to that snapshots and followers hold the log at.
+// giveUp tells the index that the log begins at to, or at what is pinned below; whole: at to. No snapshot comes in
+// between: those before hold it back, those after read behind the tail record.
+func (db *DB) giveUp(to wal.LSN) (tail wal.LSN, whole bool) {
+	db.pins.mu.Lock()
+	defer db.pins.mu.Unlock()
+	keep := db.pinnedTail(to)
+	tail = keep // if lower, looked at again when the next pin goes
+	if tail <= db.log.Tail() {
+		return tail, keep == to
+	}
+	tail = db.log.TailBelow(tail)
+	// Who has read the visible mark before the tail record, and looks for what was written again behind it, looks again.
+	db.raiseReadFloor(min(db.marks.committedLSN(), db.marks.visibleLSN()))
+	db.idx.SetTail(tail)
+	return tail, keep == to
+}
+
+// pinnedTail is the lowest LSN at or below to that snapshots and followers hold the log at. pins.mu is held.
 func (db *DB) pinnedTail(to wal.LSN) wal.LSN {
 	keep := to
 	floor := wal.LSN(0)
@@ -517,11 +527,9 @@ func (db *DB) pinnedTail(to wal.LSN) wal.LSN {
 			keep = min(keep, at)
 		}
 	}
-	db.pins.mu.Lock()
 	for _, p := range db.pins.at {
 		hold(p.tail)
 	}
-	db.pins.mu.Unlock()
 	m := &db.marks
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -162,6 +163,39 @@ func TestReclaimSnapshot(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestReclaimUnderFreshSnapshots: however the tail moves, a snapshot that was taken a moment ago can be read.
+func TestReclaimUnderFreshSnapshots(t *testing.T) {
+	const segment = 64 << 10
+	db := open(t, t.TempDir(), &engine.Options{Commit: engine.Written, SegmentSize: segment, Compression: engine.NoCompression})
+	rng, m := rand.New(rand.NewPCG(3, 3)), model{}
+	churn(t, db, rng, m, 100)
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range 3 {
+		wg.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				snap := db.Snapshot()
+				if _, err := snap.Get(fmt.Append(nil, "key", n%300)); err != nil && !errors.Is(err, engine.ErrNotFound) {
+					t.Errorf("get from a fresh snapshot: %v", err)
+					snap.Close()
+					return
+				}
+				snap.Close()
+			}
+		})
+	}
+	for db.Stats().Tail < 100*segment && !t.Failed() {
+		churn(t, db, rng, m, 200)
+	}
+	close(stop)
+	wg.Wait()
 }
 
 // TestReclaimFollower: a follower that copies a log whose tail has moved answers loading until it has the tail record, then equals

@@ -98,7 +98,7 @@ func (p *pins) add(db *DB) (lsn, tail wal.LSN) {
 		p.at = map[wal.LSN]pin{}
 	}
 	if !db.log.Empty() {
-		tail = db.log.Tail()
+		tail = max(db.log.Tail(), db.idx.Tail()) // files below may still be there
 	}
 	lsn = db.marks.visibleLSN()
 	at, ok := p.at[lsn]

@@ -146,6 +146,7 @@ func (x *Index) finish(w *writer, err error, mark []byte) (*openRun, error) {
 	}
 	info, err := w.Finish()
 	if err != nil {
+		w.Abort()
 		return nil, err
 	}
 	if err := x.o.FS.SyncDir(x.o.Dir); err != nil {
