@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -46,6 +47,7 @@ type process struct {
 	scheme           string
 	web              http.Client
 	args             []string
+	under            []string // a command that runs the program, in place of the test
 }
 
 // ports returns addresses that were free a moment ago.
@@ -105,7 +107,7 @@ func (p *process) start() {
 // kill ends the node's process with SIGKILL.
 func (p *process) kill() {
 	p.t.Helper()
-	if err := p.cmd.Process.Kill(); err != nil {
+	if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); err != nil {
 		p.t.Fatal(err)
 	}
 	p.cmd.Wait()
@@ -114,16 +116,20 @@ func (p *process) kill() {
 // launch runs the node and waits for nothing.
 func (p *process) launch() {
 	p.t.Helper()
-	p.cmd = exec.Command(os.Args[0], p.args...)
+	line := append(append(slices.Clone(p.under), os.Args[0]), p.args...)
+	p.cmd = exec.Command(line[0], line[1:]...)
 	p.cmd.Env = append(os.Environ(), runAsMain+"=1")
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.cmd.Stderr = &p.stderr
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
 	cmd := p.cmd
 	p.t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
+		if cmd.ProcessState == nil {
+			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			cmd.Wait()
+		}
 	})
 }
 

@@ -34,8 +34,8 @@ var known = []struct{ engine, resp error }{
 	{engine.ErrValueTooLarge, resp.ErrTooLarge},
 	{engine.ErrBatchTooLarge, resp.ErrTooLarge},
 	{wal.ErrTooLarge, resp.ErrTooLarge},
+	{engine.ErrPoisoned, resp.ErrPoisoned}, // a sync can fail for lack of space; room does not mend that
 	{engine.ErrNoSpace, resp.ErrNoSpace},
-	{engine.ErrPoisoned, resp.ErrPoisoned},
 	{engine.ErrConflict, resp.ErrConflict},
 	{engine.ErrUnavailable, resp.ErrUnavailable},
 }

@@ -1,6 +1,7 @@
 package waltest
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -22,6 +23,7 @@ type Mount struct {
 
 	kind  string
 	image string
+	below *Mount // that holds image, of a failing device; or nil
 	up    bool
 	syncs sync.RWMutex // held by the syncs of FS, and by Shutdown against them
 }
@@ -33,25 +35,42 @@ func NewMount(t testing.TB, kind string, size int64) *Mount {
 	if os.Geteuid() != 0 {
 		t.Skipf("mounting %s needs root", kind)
 	}
-	if kind == "xfs" {
-		size = max(size, 300<<20)
-	}
 	root := t.TempDir()
 	m := &Mount{Dir: filepath.Join(root, "mnt"), kind: kind, image: filepath.Join(root, "image")}
+	m.start(t, size)
+	return m
+}
+
+// NewFailingMount is NewMount on a device that can fail: see [Mount.FailDevice].
+func NewFailingMount(t testing.TB, kind string, size int64) *Mount {
+	t.Helper()
+	const memory = 96 << 20 // no test writes so much to its image
+	below := NewMount(t, "tmpfs", memory)
+	m := &Mount{Dir: filepath.Join(t.TempDir(), "mnt"), kind: kind, image: filepath.Join(below.Dir, "image"), below: below}
+	m.start(t, size)
+	return m
+}
+
+// start makes the file system and mounts it.
+func (m *Mount) start(t testing.TB, size int64) {
+	t.Helper()
+	if m.kind == "xfs" {
+		size = max(size, 300<<20)
+	}
 	if err := os.Mkdir(m.Dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if kind == "tmpfs" {
+	if m.kind == "tmpfs" {
 		if err := run("mount", "-t", "tmpfs", "-o", "size="+strconv.FormatInt(size, 10), "waltest", m.Dir); err != nil {
 			t.Skipf("this machine cannot mount tmpfs: %v", err)
 		}
 		m.up = true
 	} else {
 		if err := m.format(size); err != nil {
-			t.Skipf("this machine cannot make %s: %v", kind, err)
+			t.Skipf("this machine cannot make %s: %v", m.kind, err)
 		}
 		if err := m.mount(); err != nil {
-			t.Skipf("this machine cannot mount %s: %v", kind, err)
+			t.Skipf("this machine cannot mount %s: %v", m.kind, err)
 		}
 	}
 	t.Cleanup(func() {
@@ -60,7 +79,6 @@ func NewMount(t testing.TB, kind string, size int64) *Mount {
 			_ = run("umount", "-l", m.Dir)
 		}
 	})
-	return m
 }
 
 func (m *Mount) format(size int64) error {
@@ -107,6 +125,35 @@ func (m *Mount) Shutdown() error {
 	defer m.syncs.Unlock()
 	return shutdown(m.Dir)
 }
+
+// FailDevice makes the device under the file system refuse what is written to blocks that it has not stored yet, as a
+// bad disk does: writes into the page cache succeed, and the sync that comes upon them fails.
+func (m *Mount) FailDevice() error {
+	if m.below == nil {
+		return fmt.Errorf("the device of %s is a good one", m.Dir)
+	}
+	f, err := vfs.OS.OpenFile(m.ballast(), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	size := int64(0)
+	for step := int64(4 << 20); step >= 4<<10 && err == nil; {
+		switch e := f.Allocate(size, step); {
+		case e == nil:
+			size += step
+		case vfs.IsNoSpace(e):
+			step /= 2
+		default:
+			err = e
+		}
+	}
+	return errors.Join(err, f.Close())
+}
+
+// HealDevice makes the device work again. What was refused is lost, whatever the page cache shows.
+func (m *Mount) HealDevice() error { return os.Remove(m.ballast()) }
+
+func (m *Mount) ballast() string { return filepath.Join(m.below.Dir, "ballast") }
 
 // FS is the host's file system, with syncs that [Mount.Shutdown] does not run into.
 func (m *Mount) FS() vfs.FS { return mountFS{vfs.OS, m} }

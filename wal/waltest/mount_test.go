@@ -52,3 +52,26 @@ func TestIdentityAcrossMounts(t *testing.T) {
 		t.Errorf("%+v became %+v", before.ID, after.ID)
 	}
 }
+
+// TestDeviceFails shows what a bad disk does: a failed sync, and then one that succeeds although the bytes are lost.
+func TestDeviceFails(t *testing.T) {
+	for _, kind := range []string{"ext4", "xfs"} {
+		t.Run(kind, func(t *testing.T) {
+			m := waltest.NewFailingMount(t, kind, 64<<20)
+			name := filepath.Join(m.Dir, "f")
+			f := create(t, vfs.OS, name, []byte("old"))
+			must(t, f.Allocate(0, 4<<20))
+			must(t, f.Sync())
+			must(t, vfs.OS.SyncDir(m.Dir))
+			must(t, m.FailDevice())
+			_, err := f.WriteAt(make([]byte, 2<<20), 1<<20)
+			must(t, err)
+			if err := f.Datasync(); err == nil {
+				t.Error("a sync of a failing device succeeded")
+			}
+			must(t, m.HealDevice())
+			t.Log("the next sync:", f.Datasync())
+			must(t, f.Close())
+		})
+	}
+}
