@@ -32,6 +32,9 @@ type DB struct {
 	applyErr     atomic.Pointer[error]
 	newTail      atomic.Uint64 // where the newest tail record says that the log begins
 
+	overfull   atomic.Bool // the index has outgrown its memory, and cannot be written to the disk
+	rebuilding sync.Mutex  // held by whoever rebuilds damaged runs of the index
+
 	trimMu sync.Mutex  // guards trims, and removal
 	trims  []trimmable // in log order
 
@@ -225,6 +228,8 @@ func (db *DB) refuse(c *commit) error {
 		return ErrReadOnly
 	case db.fenced.Load() != 0:
 		return fmt.Errorf("%w: epoch %v", ErrFenced, wal.Epoch(db.fenced.Load()))
+	case db.overfull.Load() && c.control == nil && !c.own.w.Urgent:
+		return fmt.Errorf("%w: the index cannot be written, and has outgrown its memory", ErrNoSpace)
 	}
 	return db.log.Err() // poisoned: nothing of a later write gets into the log
 }

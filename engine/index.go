@@ -2,11 +2,13 @@ package engine
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync/atomic"
 
 	"shiplog/engine/internal/index"
+	"shiplog/engine/internal/run"
 	"shiplog/wal"
 )
 
@@ -29,7 +31,7 @@ var freezeEvery atomic.Int64
 func (db *DB) openIndex(dir string) (from wal.LSN, err error) {
 	idx, from, mark, err := index.Open(index.Options{
 		FS: db.opts.FS, Dir: filepath.Join(dir, "index"), Memory: db.opts.MemIndexSize, Versions: int(freezeEvery.Load()), Logger: db.opts.Logger,
-		Valid: db.validRun, Stable: db.stable, Pins: db.pinned, Failed: db.indexFailed,
+		Valid: db.validRun, Stable: db.stable, Pins: db.pinned, Failed: db.indexFailed, Damaged: db.indexDamaged,
 	})
 	if err != nil {
 		return 0, err
@@ -112,6 +114,9 @@ func (db *DB) freeze(end wal.LSN) {
 		return
 	}
 	db.idx.Freeze(end, mark)
+	if db.idx.Overfull() {
+		db.overfull.Store(true)
+	}
 }
 
 // freezeAfter freezes after a chunk that ends with a batch.
@@ -144,10 +149,65 @@ func (db *DB) raiseReadFloor(lsn wal.LSN) {
 }
 
 // indexFailed is told when runs cannot be written, and when they can again.
-func (db *DB) indexFailed(err error) {}
+func (db *DB) indexFailed(err error) {
+	if err == nil {
+		db.overfull.Store(false)
+	}
+}
 
-// indexError says what a damaged run means for a reader.
-func (db *DB) indexError(err error) error { return err }
+// indexDamaged is told of a damaged run. It is built again from the log while the rest is served.
+func (db *DB) indexDamaged(err error) {
+	db.opts.Logger.Error("index is damaged and will be rebuilt from the log", "error", err)
+	if !db.rebuilding.TryLock() {
+		return // whoever rebuilds looks again
+	}
+	go func() { // Close waits for it
+		defer db.rebuilding.Unlock()
+		if db.closed.Load() {
+			return
+		}
+		if err := db.idx.Rebuild(db.replayInto); err != nil && !db.closed.Load() {
+			db.opts.Logger.Error("index was not rebuilt", "error", err)
+		}
+	}()
+}
+
+// replayInto gives out what the log holds in [from, to).
+func (db *DB) replayInto(from, to wal.LSN, into *index.Entries) error {
+	r := db.log.NewReader(max(from, db.log.Tail()))
+	defer r.Close()
+	var d decoder
+	for r.End() < to && r.Next() {
+		if db.closed.Load() {
+			return ErrClosed
+		}
+		f := r.Frame()
+		err := d.frame(f, r.Raw(), func(ref wal.Ref, rec Record) error {
+			if rec.Op == OpDeleteRange {
+				into.DeleteRange(rec.Key, unbounded(rec.Value), uint64(ref))
+			} else {
+				into.Insert(rec.Key, uint64(ref), kindOf(rec.Op))
+			}
+			return nil
+		})
+		if err == nil && f.Last() {
+			err = into.End(f.End())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return r.Err()
+}
+
+// indexError says what a damaged run means for a reader: it will be there again.
+func (db *DB) indexError(err error) error {
+	var damage *run.CorruptError
+	if errors.As(err, &damage) || errors.Is(err, wal.ErrIO) {
+		return fmt.Errorf("%w: %w", ErrLoading, err)
+	}
+	return err
+}
 
 // cutIndex cuts the index back to lsn, before the log is. It returns where application has to go on.
 func (db *DB) cutIndex(lsn wal.LSN) (from wal.LSN, err error) {
@@ -171,6 +231,8 @@ const cleanClose = 1 << 20
 
 // closeIndex ends the index. What is in memory is written out where replaying it would take time.
 func (db *DB) closeIndex() {
+	db.rebuilding.Lock() // it sees that the database is closed
+	defer db.rebuilding.Unlock()
 	end := db.marks.indexedLSN()
 	if !db.log.Empty() && db.idx.Stats().MemoryBytes >= cleanClose && db.stable(end) && end == db.log.Head() {
 		if mark, err := db.mark(end); err == nil {

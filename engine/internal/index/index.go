@@ -29,8 +29,10 @@ type Options struct {
 	// Pins appends the positions that someone still reads at, besides the newest, to dst. From the call on
 	// nobody begins to read at another one below to.
 	Pins func(dst []wal.LSN, to wal.LSN) []wal.LSN
-	// Failed is told when a run cannot be written, and with nil when that works again.
+	// Failed is told when a run cannot be written, and with nil when that works again. It must not call the index.
 	Failed func(err error)
+	// Damaged is told of each run that turns out to be damaged, once. It must not call the index, nor block. See Rebuild.
+	Damaged func(err error)
 }
 
 // Index is the layered index. One goroutine at a time may call Insert, DeleteRange, Freeze and CutFrom
@@ -66,14 +68,15 @@ type state struct {
 // openRun is a run and the number of states that hold it.
 type openRun struct {
 	*run.Run
-	name   string
-	info   run.Info
-	mark   []byte
-	states atomic.Int32
-	fs     vfs.FS
-	path   string
-	gone   atomic.Bool // the manifest names it no more: the last user removes the file
-	cause  atomic.Pointer[error]
+	name    string
+	info    run.Info
+	mark    []byte
+	states  atomic.Int32
+	fs      vfs.FS
+	path    string
+	gone    atomic.Bool           // the manifest names it no more: the last user removes the file
+	cause   atomic.Pointer[error] // why it is damaged, as the first reader has found it
+	damaged func(err error)
 }
 
 // table is a layer in memory.
@@ -364,12 +367,28 @@ func (x *Index) Poke() {
 	}
 }
 
-// note remembers the first error of a run, and says which it is.
+// Overfull reports whether the tables have outgrown their memory twice over because no run can be written.
+func (x *Index) Overfull() bool {
+	n := int64(0)
+	for _, t := range x.state.Load().tables {
+		n += t.Bytes()
+	}
+	if n < 2*x.o.Memory {
+		return false
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.failed != nil
+}
+
+// note takes down that a run is damaged, and says which it is.
 func (r *openRun) note(err error) error {
 	if err == nil {
 		return nil
 	}
 	err = fmt.Errorf("index run %s: %w", r.name, err)
-	r.cause.CompareAndSwap(nil, &err)
+	if r.cause.CompareAndSwap(nil, &err) && r.damaged != nil {
+		r.damaged(err)
+	}
 	return err
 }

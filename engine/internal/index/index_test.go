@@ -55,7 +55,7 @@ func newOwner(t testing.TB) *owner {
 			}
 			return dst
 		},
-		Failed: func(error) {},
+		Failed: func(error) {}, Damaged: func(error) {},
 	}
 	return o
 }
@@ -76,10 +76,18 @@ func (o *owner) open() {
 
 // replay inserts all versions at or above from again, in their order.
 func (o *owner) replay(from wal.LSN) {
-	type op struct {
-		key string
-		v   memindex.Version
+	for _, p := range o.log(from) {
+		o.x.Insert([]byte(p.key), p.v.Ref, p.v.Kind)
 	}
+}
+
+type op struct {
+	key string
+	v   memindex.Version
+}
+
+// log lists all versions at or above from in their order.
+func (o *owner) log(from wal.LSN) []op {
 	var ops []op
 	for key, vs := range o.versions {
 		for _, v := range vs {
@@ -94,9 +102,7 @@ func (o *owner) replay(from wal.LSN) {
 		}
 		return strings.Compare(a.key, b.key)
 	})
-	for _, p := range ops {
-		o.x.Insert([]byte(p.key), p.v.Ref, p.v.Kind)
-	}
+	return ops
 }
 
 func (o *owner) next() uint64 {

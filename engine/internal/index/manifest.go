@@ -190,7 +190,7 @@ func (x *Index) openRun(name string, info run.Info, mark []byte) (*openRun, erro
 	if err != nil {
 		return nil, err
 	}
-	o := &openRun{Run: r, name: name, info: info, mark: mark, fs: x.o.FS, path: path}
+	o := &openRun{Run: r, name: name, info: info, mark: mark, fs: x.o.FS, path: path, damaged: x.o.Damaged}
 	if r.Info() != info {
 		o.discardOpen()
 		return nil, fmt.Errorf("index run %s is not the one that the manifest names", name)

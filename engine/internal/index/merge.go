@@ -38,6 +38,11 @@ func (x *Index) mergeOnce() bool {
 	if n == 0 || x.closing() {
 		return false
 	}
+	for _, r := range s.runs[:n] {
+		if r.cause.Load() != nil {
+			return false // to be rebuilt first
+		}
+	}
 	err := x.mergeRuns(s, n)
 	if err != nil && !errors.Is(err, errClosing) {
 		x.o.Logger.Error("index runs could not be merged", "error", err)
@@ -103,12 +108,12 @@ func (x *Index) mergeRuns(s *state, n int) error {
 // mergeInto writes what stays of the runs, newest first, in the order of keys.
 func (x *Index) mergeInto(w *writer, runs []*openRun, k *keeper) error {
 	var dels []run.RangeDelete
-	its := make([]*run.Iter, 0, len(runs))
+	its, from := make([]*run.Iter, 0, len(runs)), make([]*openRun, 0, len(runs))
 	for _, r := range runs {
 		it := new(run.Iter)
 		it.Init(r.Run)
 		if it.First() {
-			its = append(its, it)
+			its, from = append(its, it), append(from, r)
 		} else if it.Err() != nil {
 			return r.note(it.Err())
 		}
@@ -141,9 +146,9 @@ func (x *Index) mergeInto(w *writer, runs []*openRun, k *keeper) error {
 			}
 			if !ok {
 				if it.Err() != nil {
-					return it.Err()
+					return from[i].note(it.Err())
 				}
-				its = slices.Delete(its, i, i+1)
+				its, from = slices.Delete(its, i, i+1), slices.Delete(from, i, i+1)
 				continue
 			}
 			i++
