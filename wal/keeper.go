@@ -74,7 +74,10 @@ func (k *keeper) run() {
 }
 
 // writeMark stores the marks as they are, if they have moved.
-func (k *keeper) writeMark() error {
+func (k *keeper) writeMark() error { return k.write(nil) }
+
+// write stores the marks, with the end of the log if that is given.
+func (k *keeper) write(end *cursor) error {
 	if k == nil { // during Open
 		return nil
 	}
@@ -87,8 +90,14 @@ func (k *keeper) writeMark() error {
 	// The durable mark first: what is read later can only be higher.
 	durable := min(l.Durable(), l.BatchEnd())
 	m := mark{database: l.DatabaseID(), durable: durable, committed: min(durable, l.Committed()), epoch: l.Epoch()}
+	if end != nil && end.at == durable && !end.open {
+		m.end, m.digest, m.time = end.at, end.digest, end.time
+	}
 	same := m
 	same.seq = k.last.seq
+	if end == nil { // an end alone, which only a clean close has a use for, is no reason to write
+		same.end, same.digest, same.time = k.last.end, k.last.digest, k.last.time
+	}
 	if same == k.last {
 		return nil
 	}

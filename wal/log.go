@@ -414,7 +414,7 @@ func (l *Log) closeFiles(synced bool) error {
 	if l.Empty() || !synced || l.report.MarkLost {
 		return errors.Join(append(errs, l.keeper.close())...)
 	}
-	errs = append(errs, l.keeper.writeMark(), l.keeper.close())
+	errs = append(errs, l.keeper.write(&l.cur), l.keeper.close())
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -15,21 +15,26 @@ import (
 
 // mark is what was known to be durable and committed some time ago: never ahead of the truth, often behind it.
 //
-//	 0        8        16               32       40       48   52   56       64
-//	+--------+--------+----------------+--------+--------+----+----+--------+
-//	| magic  |sequence|  database ID   |durable |commit'd|epoc| 0  |checksum|
-//	+--------+--------+----------------+--------+--------+----+----+--------+
+//	 0        8        16               32       40       48   52   56       64       72       80       88
+//	+--------+--------+----------------+--------+--------+----+----+--------+--------+--------+--------+
+//	| magic  |sequence|  database ID   |durable |commit'd|epoc| 0  |  end   | digest |  time  |checksum|
+//	+--------+--------+----------------+--------+--------+----+----+--------+--------+--------+--------+
+//
+// End, digest and log time are those of the log at a clean close, and zero else.
 type mark struct {
 	seq       uint64
 	database  DatabaseID
 	durable   LSN
 	committed LSN
 	epoch     Epoch
+	end       LSN
+	digest    Digest
+	time      int64
 }
 
 const (
 	markFileName = "mark"
-	markSize     = 64
+	markSize     = 88
 	markSpacing  = 4096 // the two slots never share a block that can be torn as one
 )
 
@@ -43,18 +48,22 @@ func (m *mark) marshal() []byte {
 	binary.LittleEndian.PutUint64(b[32:], uint64(m.durable))
 	binary.LittleEndian.PutUint64(b[40:], uint64(m.committed))
 	binary.LittleEndian.PutUint32(b[48:], uint32(m.epoch))
-	binary.LittleEndian.PutUint64(b[56:], xxhash.Sum64(b[:56]))
+	binary.LittleEndian.PutUint64(b[56:], uint64(m.end))
+	binary.LittleEndian.PutUint64(b[64:], uint64(m.digest))
+	binary.LittleEndian.PutUint64(b[72:], uint64(m.time))
+	binary.LittleEndian.PutUint64(b[80:], xxhash.Sum64(b[:80]))
 	return b
 }
 
 func (m *mark) unmarshal(b []byte) bool {
-	if len(b) < markSize || [8]byte(b[:8]) != markMagic || xxhash.Sum64(b[:56]) != binary.LittleEndian.Uint64(b[56:]) {
+	if len(b) < markSize || [8]byte(b[:8]) != markMagic || xxhash.Sum64(b[:80]) != binary.LittleEndian.Uint64(b[80:]) {
 		return false
 	}
 	*m = mark{
 		seq: binary.LittleEndian.Uint64(b[8:]), database: DatabaseID(b[16:32]),
 		durable: LSN(binary.LittleEndian.Uint64(b[32:])), committed: LSN(binary.LittleEndian.Uint64(b[40:])),
-		epoch: Epoch(binary.LittleEndian.Uint32(b[48:])),
+		epoch: Epoch(binary.LittleEndian.Uint32(b[48:])), end: LSN(binary.LittleEndian.Uint64(b[56:])),
+		digest: Digest(binary.LittleEndian.Uint64(b[64:])), time: int64(binary.LittleEndian.Uint64(b[72:])),
 	}
 	return true
 }

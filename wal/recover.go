@@ -42,14 +42,16 @@ func (l *Log) open() (last mark, err error) {
 		return last, err
 	}
 	l.report.MarkLost = !marked && l.node.clean == noLSN && !l.opts.ReadOnly && (founded || !l.young(segs))
-	// 5. Scan from the segment that holds the mark to the first frame that does not validate.
-	s := l.scan(segs, last.durable)
-	if s.err != nil {
-		return last, s.err
-	}
-	// 6. Torn or corrupt.
-	if err := l.judge(segs, stray, s, last); err != nil {
-		return last, err
+	s := l.cleanEnd(segs, stray, last)
+	if s == nil {
+		// 5. Scan from the segment that holds the mark to the first frame that does not validate.
+		if s = l.scan(segs, last.durable); s.err != nil {
+			return last, s.err
+		}
+		// 6. Torn or corrupt.
+		if err := l.judge(segs, stray, s, last); err != nil {
+			return last, err
+		}
 	}
 	if err := l.loadHistory(segs, s); err != nil {
 		return last, err
@@ -327,6 +329,57 @@ type scanned struct {
 	epochs []EpochRecord
 	from   LSN // where the scan began
 	bytes  []byte
+}
+
+// cleanTail is how much of the log is looked at in front of an end that a clean close has noted.
+const cleanTail = 1 << 20
+
+// cleanEnd takes a clean close's word for the end of the log, where the last frames lead there; nil if there is no such
+// word, or anything speaks against it: then the whole segment is scanned.
+func (l *Log) cleanEnd(segs []*segment, stray []string, last mark) *scanned {
+	end, seg := last.end, segs[len(segs)-1]
+	if l.opts.ReadOnly || l.node.clean == noLSN || l.node.clean != end || last.durable != end || len(stray) > 0 ||
+		end < seg.base()+HeaderSize || end > seg.end() || seg.header.Epoch != last.epoch {
+		return nil
+	}
+	if err := l.leadsTo(seg, end); err != nil {
+		return nil
+	}
+	seg.noteDigest(end, last.digest)
+	cur := cursor{at: end, digest: last.digest, epoch: last.epoch, time: last.time, segTime: seg.header.Time}
+	cur.settle()
+	return &scanned{seg: len(segs) - 1, from: end, cur: cur}
+}
+
+// leadsTo checks that the last frames of a segment are valid, follow each other and end at end.
+func (l *Log) leadsTo(s *segment, end LSN) (err error) {
+	h, err := l.handles.pin(s)
+	if err != nil {
+		return err
+	}
+	defer h.leave(enter(), &err)
+	if h.data == nil {
+		return ErrNotBoundary
+	}
+	off := HeaderSize
+	if at := int(end - s.base()); at > HeaderSize+cleanTail {
+		var m frameMeta
+		if off = nextFrame(s, h.data, at-cleanTail, at, 0, &m); off < 0 {
+			return ErrNotBoundary
+		}
+	}
+	for at := s.base() + LSN(off); at != end; {
+		var m frameMeta
+		var scratch []byte
+		if at > end {
+			return ErrNotBoundary
+		}
+		if _, err := s.validate(h, at, &m, &scratch); err != nil {
+			return err
+		}
+		at += LSN(frameSize(int(m.stored)))
+	}
+	return nil
 }
 
 // scan validates everything from the segment of the mark on. All segments but the last must be whole: the next one's
