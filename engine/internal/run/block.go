@@ -1,12 +1,10 @@
 package run
 
 import (
-	"bytes"
-
 	"shiplog/engine/internal/memindex"
 )
 
-// A data block holds entries in groups of 16. The last group may be shorter; a block of several pages has one group.
+// A data block holds entries in groups of 8. The last group may be shorter; a block of several pages has one group.
 //
 //	0      1      2        4       8         12       16
 //	+------+------+--------+-------+---------+--------+-----------+----------+---------+-------+----------+
@@ -16,6 +14,7 @@ import (
 //
 // common is how many bytes all keys of the block share. The head of a group is 4 bytes, as a number that orders as
 // they do, of its first key behind the common ones, padded with zeros; its offset is where its first entry begins.
+// One offset more, of the end of the last group, follows; it is 0 where 2 bytes cannot hold it: the checksum is the end.
 // The first entry of the block has its key in full.
 
 // blockBuilder makes a data block.
@@ -38,7 +37,7 @@ func (w *blockBuilder) reset() {
 
 // add adds an entry whose key shares so many bytes with the one before it, and reports whether it fitted.
 func (w *blockBuilder) add(key []byte, shared int, v memindex.Version) bool {
-	head := blockHeader + 6*len(w.offsets)
+	head := blockHeader + 6*len(w.offsets) + 2
 	before := w.last
 	start := w.n%groupSize == 0
 	if start {
@@ -88,12 +87,15 @@ func (w *blockBuilder) finish(b, last []byte) {
 	le.PutUint32(b[8:], uint32(w.n))
 	le.PutUint32(b[12:], uint32(common))
 	heads, offsets := b[blockHeader:], b[blockHeader+4*groups:]
-	entries := blockHeader + 6*groups
+	entries := blockHeader + 6*groups + 2
 	from := 0
 	for i, off := range w.offsets {
 		le.PutUint32(heads[4*i:], head4(w.starts[from+common:w.ends[i]]))
 		le.PutUint16(offsets[2*i:], uint16(entries+int(off)))
 		from = w.ends[i]
+	}
+	if end := entries + len(w.entries); end < 1<<16 {
+		le.PutUint16(offsets[2*groups:], uint16(end))
 	}
 	copy(b[entries:], w.entries)
 }
@@ -103,80 +105,209 @@ func (w *blockBuilder) size() int { return w.capacity + checksumSize }
 // dataBlock is a view of a data block that was verified. Everything read from it is checked all the same: the page may
 // have been read again from a bad disk since.
 type dataBlock struct {
-	b      []byte // checksum included
-	groups uint32
-	n      uint32 // entries
-	common uint32
+	b       []byte // with the checksum
+	heads   []byte
+	offsets []byte
+	groups  int
+	n       int // entries
+	common  int
+	first   []byte // the first key
 }
 
-// parseData returns a view of b, and false if its header cannot be.
-func parseData(b []byte) (d dataBlock, ok bool) {
+// parse makes d a view of b, and returns false if b cannot be a data block.
+func (d *dataBlock) parse(b []byte) bool {
 	if len(b) < pageSize || b[0] != typeData {
-		return d, false
+		return false
 	}
-	d = dataBlock{b, uint32(le.Uint16(b[2:])), le.Uint32(b[8:]), le.Uint32(b[12:])}
-	return d, d.groups > 0 && d.n <= d.groups*groupSize && d.n > (d.groups-1)*groupSize &&
-		blockHeader+6*d.groups < pageSize-checksumSize
+	groups, n := int(le.Uint16(b[2:])), int(le.Uint32(b[8:]))
+	entries := blockHeader + 6*groups + 2
+	if groups == 0 || n > groups*groupSize || n <= (groups-1)*groupSize || entries > pageSize-checksumSize {
+		return false
+	}
+	d.b, d.groups, d.n, d.common = b, groups, n, int(le.Uint32(b[12:]))
+	d.heads = b[blockHeader : blockHeader+4*groups]
+	d.offsets = b[blockHeader+4*groups : entries]
+	var e entry
+	if d.offset(0) != uint32(entries) || e.decode(b, uint32(entries), 0) == 0 || e.shared != 0 {
+		return false
+	}
+	d.first = b[e.at : e.at+e.size]
+	return true
 }
 
-func (d *dataBlock) head(g uint32) uint32 { return le.Uint32(d.b[blockHeader+4*g:]) }
+func (d *dataBlock) head(g int) uint32 { return le.Uint32(d.heads[4*g:]) }
 
-func (d *dataBlock) offset(g uint32) uint32 {
-	return uint32(le.Uint16(d.b[blockHeader+4*d.groups+2*g:]))
-}
+func (d *dataBlock) offset(g int) uint32 { return uint32(le.Uint16(d.offsets[2*g:])) }
 
 // count returns the number of entries of a group.
-func (d *dataBlock) count(g uint32) int { return int(min(d.n-g*groupSize, groupSize)) }
+func (d *dataBlock) count(g int) int { return min(d.n-g*groupSize, groupSize) }
 
-// first decodes the first entry of the block. The size of its key says whether there is one.
-func (d *dataBlock) first(base uint64) (e entry, ok bool) {
-	e.ref = base
-	return e, e.decode(d.b, d.offset(0), base) != 0 && e.shared == 0
+// end returns where the entries of a group end.
+func (d *dataBlock) end(g int) int {
+	if end := int(d.offset(g + 1)); end != 0 {
+		return min(end, len(d.b)-checksumSize)
+	}
+	return len(d.b) - checksumSize
 }
 
-// start decodes the first entry of a group, given the length of the first key of the block, and returns the offset
-// behind it, or 0.
-func (d *dataBlock) start(g uint32, firstKey uint32, base uint64) (e entry, next uint32) {
-	e = entry{ref: base, size: firstKey}
-	return e, e.decode(d.b, d.offset(g), base)
-}
-
-// group returns the last group whose first key lies below key, or 0, and how many bytes key shares with the first key
-// of the block. all is true if no key of the block reaches key.
-func (d *dataBlock) group(key, first []byte, base uint64) (g uint32, common int, ok bool) {
-	common = commonPrefix(first, key)
-	if common < int(d.common) || d.groups == 1 {
-		if common < len(key) && (common == len(first) || key[common] > first[common]) {
-			return d.groups - 1, common, true
-		}
-		return 0, common, true
+// find returns the last group whose first key lies below key, or 0, and how many bytes key shares with the first key
+// of the block. ok is false if the block is damaged.
+func (d *dataBlock) find(key []byte, base uint64) (g, known int, ok bool) {
+	known = commonPrefix(d.first, key)
+	if d.groups == 1 || known == len(key) || known < len(d.first) && key[known] < d.first[known] {
+		return 0, known, true
+	}
+	if known < d.common { // above all of them
+		return d.groups - 1, known, true
 	}
 	h := head4(key[d.common:])
-	lo, hi := uint32(1), d.groups // lo: heads before it are below h
-	for lo < hi {
-		mid := (lo + hi) / 2
-		if d.head(mid) < h {
-			lo = mid + 1
-		} else {
-			hi = mid
+	heads := d.heads
+	for n := d.groups; n > 1; { // heads[g] < h, or g is 0
+		half := n / 2
+		next := g + half
+		if le.Uint32(heads[4*next:]) < h {
+			g = next
 		}
+		n -= half
 	}
-	for lo < d.groups && d.head(lo) == h {
-		e, next := d.start(lo, uint32(len(first)), base)
-		if next == 0 {
+	for g+1 < d.groups && d.head(g+1) == h {
+		e := entry{size: uint32(len(d.first))}
+		if e.decode(d.b, d.offset(g+1), base) == 0 {
 			return 0, 0, false
 		}
-		if s := int(e.shared); common < s && (common == len(key) || key[common] < first[common]) ||
-			common > s || common == s && bytes.Compare(d.b[e.at:e.at+e.rest()], key[s:]) >= 0 {
+		if c, _ := e.compare(d.b, key, known); c >= 0 {
 			break
 		}
-		lo++
+		g++
 	}
-	return lo - 1, common, true
+	return g, known, true
 }
 
-// step compares key with an entry, given that the entry before it lies below key and shares known bytes with it.
-func (d *dataBlock) step(e *entry, key []byte, known int) (cmp, newKnown int) {
+// get looks for the newest version of key below at.
+func (d *dataBlock) get(key []byte, at, base uint64) (v memindex.Version, o outcome) {
+	g, known, ok := d.find(key, base)
+	if !ok {
+		return v, damaged
+	}
+	for first := true; g < d.groups; g, first = g+1, false {
+		if g == 0 {
+			known = 0
+		} else if !first {
+			known = commonPrefix(d.first, key)
+		}
+		e := entry{ref: base, size: uint32(len(d.first))}
+		var i int
+		var next uint32
+		if i, next, o = d.scan(g, key, known, base, &e); o != found {
+			if o == below {
+				continue
+			}
+			return v, o
+		}
+		for ; ; i++ {
+			if e.ref < at {
+				return memindex.Version{Ref: e.ref, Kind: e.kind}, found
+			}
+			if i+1 == d.count(g) {
+				break
+			}
+			if next = e.decode(d.b, next, base); next == 0 {
+				return v, damaged
+			}
+			if int(e.shared) != len(key) || int(e.size) != len(key) {
+				return v, absent
+			}
+		}
+		o = older
+	}
+	if o == older {
+		return v, older
+	}
+	return v, absent
+}
+
+// outcome says how a search for a version ended.
+type outcome int
+
+const (
+	absent  outcome = iota
+	found           // here it is
+	below           // all keys are below the one sought
+	older           // the block ends with a version of the key that is too new: the next block may have an older one
+	damaged         // the block makes no sense
+)
+
+// scan looks for key in a group, from its first entry on, which shares its front with the first key of the block. key
+// is above that and shares known bytes with it; for group 0, known is 0. If key is found, e is its first entry there,
+// the one with number i, and next is the offset behind it. If all entries are below, outcome is below.
+func (d *dataBlock) scan(g int, key []byte, known int, base uint64, e *entry) (i int, next uint32, o outcome) {
+	b, at := d.b, d.offset(g)
+	shared, size, ref, kind := e.shared, e.size, e.ref, e.kind
+	for i = range d.count(g) {
+		x, rest, more, delta := uint32(escape<<4), uint32(0), uint32(0), uint64(0)
+		if int(at)+entryFast <= len(b) {
+			p := b[at : at+entryFast]
+			x = uint32(le.Uint16(p))
+			if rest = x & 15; rest == escape {
+				rest, more = uint32(p[entryHead]), 1
+			}
+			delta = le.Uint64(p[entryHead+more:])
+		}
+		if width := x >> 8 & 15; x>>4&15 != escape && rest < 0x80 && width <= maxWidth {
+			if shared += x>>4&15 - growBias; shared > size {
+				return 0, 0, damaged
+			}
+			size = shared + rest
+			switch delta &= widthMask[width]; x >> 12 & 3 {
+			case refUp:
+				ref += delta
+			case refDown:
+				ref -= delta
+			default:
+				ref = base + delta
+			}
+			kind = memindex.Kind(x >> 14)
+			at += entryHead + more + width
+		} else {
+			slow := entry{ref: ref, shared: shared, size: size}
+			if slow.decode(b, at, base) == 0 {
+				return 0, 0, damaged
+			}
+			shared, size, ref, kind, rest, at = slow.shared, slow.size, slow.ref, slow.kind, slow.rest(), slow.at
+		}
+		switch {
+		case int(shared) > known:
+		case int(shared) < known:
+			return 0, 0, absent
+		case int(at+rest) > len(b):
+			return 0, 0, damaged
+		case rest > 0 && known < len(key) && b[at] != key[known]: // most often
+			if b[at] > key[known] {
+				return 0, 0, absent
+			}
+		default:
+			m := commonPrefix(b[at:at+rest], key[known:])
+			known += m
+			if m == int(rest) {
+				if known == len(key) {
+					*e = entry{ref: ref, shared: shared, size: size, at: at, kind: kind}
+					return i, at + rest, found
+				}
+			} else if known == len(key) || b[int(at)+m] > key[known] {
+				return 0, 0, absent
+			}
+		}
+		at += rest
+	}
+	return 0, 0, below
+}
+
+// entryFast is as much as an entry without long lengths takes before the rest of its key, at the most.
+const entryFast = entryHead + 1 + maxWidth
+
+// compare compares an entry of b with key, given that key shares known bytes with the key before the entry, and lies
+// above it. It returns how many bytes the entry shares with key, if the entry lies below key.
+func (e *entry) compare(b, key []byte, known int) (c, newKnown int) {
 	s := int(e.shared)
 	if s > known {
 		return -1, known
@@ -184,7 +315,7 @@ func (d *dataBlock) step(e *entry, key []byte, known int) (cmp, newKnown int) {
 	if s < known {
 		return 1, known
 	}
-	rest := d.b[e.at : e.at+e.rest()]
+	rest := b[e.at : e.at+e.rest()]
 	m := commonPrefix(rest, key[s:])
 	known += m
 	switch {

@@ -52,10 +52,10 @@ func small(t testing.TB) ([]byte, []pair, []run.RangeDelete) {
 		}
 		pairs = append(pairs, pair{"k" + string(b), someVersion(rng)})
 	}
-	for i := range 500 { // over a block's end
+	for i := range 420 { // over a block's end
 		pairs = append(pairs, pair{"m", memindex.Version{Ref: uint64(i) << 55, Kind: memindex.Put}})
 	}
-	pairs = append(pairs, pair{strings.Repeat("y", 5000), someVersion(rng)}, pair{strings.Repeat("y", 5000) + "z", someVersion(rng)}, pair{"", someVersion(rng)})
+	pairs = append(pairs, pair{strings.Repeat("y", 5000), someVersion(rng)}, pair{strings.Repeat("y", 5000) + "z", someVersion(rng)}, pair{"", someVersion(rng)}, pair{"z", someVersion(rng)})
 	pairs = sorted(pairs)
 	ranges := []run.RangeDelete{{Start: []byte("a"), End: []byte("b"), Ref: 77}, {Start: []byte{}, End: nil, Ref: 1 << 40}, {Start: []byte("x"), End: []byte{}, Ref: 3}}
 	disk := waltest.NewDisk()
@@ -152,7 +152,7 @@ func TestEveryBit(t *testing.T) {
 	}
 	step := 1
 	if testing.Short() {
-		step = 13
+		step = 41
 	}
 	var wg sync.WaitGroup
 	workers := runtime.GOMAXPROCS(0)
@@ -225,7 +225,7 @@ func TestHostile(t *testing.T) {
 	blocks := run.Blocks(b)
 	n := 10_000
 	if testing.Short() {
-		n = 3_000
+		n = 1_000
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)

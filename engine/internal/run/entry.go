@@ -12,7 +12,7 @@ import (
 //	+------+------+------+------+-------+- - - - - -+- - - - - -+-------+--------+
 //	| grow | rest | kind | from | width | shared    | length    | ref   | rest   |
 //	+------+------+------+------+-------+- - - - - -+- - - - - -+-------+--------+
-//	 byte 0 (high, low)    byte 1 (high to low)       uvarint     uvarint
+//	 byte 0 (high, low)   byte 1 (high to low)        uvarint     uvarint
 //
 // The entry's key shares its first bytes with the key before it, in the first entry of a group with the first key of
 // the block. How many is told as the difference from the entry before (7 more than it; 0 for the first of a group), so
@@ -41,15 +41,19 @@ type entry struct {
 // rest returns the length of the key's own bytes.
 func (e *entry) rest() uint32 { return e.size - e.shared }
 
+// widthMask keeps the bytes of a ref that belong to it. A width above 8 is none.
+var widthMask = [16]uint64{0, 1<<8 - 1, 1<<16 - 1, 1<<24 - 1, 1<<32 - 1, 1<<40 - 1, 1<<48 - 1, 1<<56 - 1, 1<<64 - 1}
+
 // decode reads the entry at offset at of b into e, which holds the one before, and returns the offset behind it, or 0
-// if there is no entry there. It fails only on what no writer wrote.
+// if there is no entry there. It fails only on what no writer wrote. b is followed by 8 bytes at least, as every entry
+// is by the checksum of its block.
 func (e *entry) decode(b []byte, at uint32, base uint64) uint32 {
 	if uint64(at)+entryHead+maxWidth > uint64(len(b)) {
-		return 0 // the checksum at the end makes room for the load below
+		return 0
 	}
-	h, m := b[at], b[at+1]
+	m := b[at+1]
+	shared, rest := uint32(b[at]>>4), uint32(b[at]&15)
 	at += entryHead
-	shared, rest := uint32(h>>4), uint32(h&15)
 	if shared != escape {
 		shared += e.shared - growBias
 	} else if shared, at = length(b, at); at == 0 {
@@ -61,25 +65,21 @@ func (e *entry) decode(b []byte, at uint32, base uint64) uint32 {
 		}
 	}
 	width := uint32(m & 15)
-	if shared > e.size || width > maxWidth || uint64(at)+8 > uint64(len(b)) || uint64(at)+uint64(width)+uint64(rest) > uint64(len(b)) {
+	if uint64(at)+8 > uint64(len(b)) || uint64(at+width+rest)+8 > uint64(len(b)) || width > maxWidth || shared > e.size ||
+		shared+rest > memindex.MaxKeyLen {
 		return 0
 	}
-	d := le.Uint64(b[at:]) & (1<<(8*width) - 1)
+	d := le.Uint64(b[at:]) & widthMask[width]
 	switch m >> 4 & 3 {
 	case refUp:
 		e.ref += d
 	case refDown:
 		e.ref -= d
-	case refAbs:
-		e.ref = base + d
 	default:
-		return 0
+		e.ref = base + d
 	}
 	e.kind = memindex.Kind(m >> 6)
 	e.shared, e.size, e.at = shared, shared+rest, at+width
-	if e.size > memindex.MaxKeyLen {
-		return 0
-	}
 	return at + width + rest
 }
 

@@ -48,10 +48,14 @@ func inLine(line *[lineSize]byte, h uint64) bool {
 	return all != 0
 }
 
-// filterBuilder gathers a filter in memory.
+// filterBuilder gathers a filter in memory. Keys come in no order that the filter knows, so each would wait for its line;
+// those of a batch are waited for together.
 type filterBuilder struct {
 	pages []byte
 	lines uint32
+	batch [64]uint64 // hashes
+	n     int        // of them
+	sum   byte       // keeps the loads of touch alive
 }
 
 // newFilter returns a filter for so many keys. The number of lines is a multiple of a power of two that leaves it within
@@ -61,7 +65,7 @@ func newFilter(keys uint64) *filterBuilder {
 	if step := uint32(1) << bits.Len32(lines) >> 7; step > 0 {
 		lines = (lines + step - 1) &^ (step - 1)
 	}
-	return &filterBuilder{make([]byte, int(filterPages(lines))*pageSize), lines}
+	return &filterBuilder{pages: make([]byte, int(filterPages(lines))*pageSize), lines: lines}
 }
 
 // filterLines returns how many lines so many keys need.
@@ -71,18 +75,35 @@ func filterLines(keys uint64) uint32 {
 }
 
 func (f *filterBuilder) add(h uint64) {
-	line := (*[lineSize]byte)(f.pages[lineOffset(h, f.lines):])
-	x := spread(h)
-	for range probes {
-		n := x >> 55
-		line[n>>3] |= 1 << (n & 7)
-		x <<= 9
+	if f.n == len(f.batch) {
+		f.flush()
 	}
+	f.batch[f.n] = h
+	f.n++
+}
+
+// flush sets the bits of the batch.
+func (f *filterBuilder) flush() {
+	batch := f.batch[:f.n]
+	for _, h := range batch {
+		f.sum += f.pages[lineOffset(h, f.lines)]
+	}
+	for _, h := range batch {
+		line := (*[lineSize]byte)(f.pages[lineOffset(h, f.lines):])
+		x := spread(h)
+		for range probes {
+			n := x >> 55
+			line[n>>3] |= 1 << (n & 7)
+			x <<= 9
+		}
+	}
+	f.n = 0
 }
 
 // fold halves the filter while it is more than twice as large as needed. The line of a hash in a filter of n/2 lines
 // is half of its number in one of n, rounded down, so two neighbours become one.
 func (f *filterBuilder) fold(keys uint64) {
+	f.flush()
 	need := filterLines(keys)
 	for f.lines%2 == 0 && f.lines/2 >= need {
 		f.lines /= 2

@@ -18,7 +18,7 @@ const (
 	checksumSize = 8 // the last bytes of every block
 	blockHeader  = 16
 
-	groupSize = 16 // entries that a search in a data block may have to step over
+	groupSize = 8 // entries that a search in a data block may have to step over
 
 	// An index block is full at so many children, on the lowest level and above it, or so many bytes of separators,
 	// but never has a single child only.

@@ -102,37 +102,42 @@ func (x *indexBuilder) finish(b []byte) {
 
 // indexBlock is a view of an index block that was verified.
 type indexBlock struct {
-	heads, pages, ends []byte
-	common, tails      []byte
-	n                  int
+	b      []byte // without the checksum
+	n      int
+	common int
 }
 
-// parseIndex returns a view of b, and false if its header cannot be.
-func parseIndex(b []byte) (x indexBlock, ok bool) {
+// parse makes x a view of b, and returns false if b cannot be an index block with children.
+func (x *indexBlock) parse(b []byte) bool {
+	b = b[:len(b)-checksumSize]
 	n, common := uint64(le.Uint32(b[8:])), uint64(le.Uint32(b[12:]))
-	if b[0] != typeIndex || blockHeader+n*indexEntry+common > uint64(len(b)-checksumSize) {
-		return x, false
-	}
-	x.n = int(n)
-	b = b[blockHeader : len(b)-checksumSize]
-	x.heads, b = b[:8*n], b[8*n:]
-	x.pages, b = b[:4*n], b[4*n:]
-	x.ends, b = b[:4*n], b[4*n:]
-	x.common, x.tails = b[:common], b[common:]
-	return x, true
+	x.b, x.n, x.common = b, int(n), int(common)
+	return b[0] == typeIndex && n > 0 && blockHeader+n*indexEntry+common <= uint64(len(b))
 }
 
-func (x *indexBlock) head(i int) uint64 { return le.Uint64(x.heads[8*i:]) }
+func (x *indexBlock) head(i int) uint64 { return le.Uint64(x.b[blockHeader+8*i:]) }
 
 // child returns the first page of child i, and whether it continues the key that the one before ends with.
 func (x *indexBlock) child(i int) (page uint32, cont bool) {
-	p := le.Uint32(x.pages[4*i:])
+	p := le.Uint32(x.b[blockHeader+8*x.n+4*i:])
 	return p &^ continues, p&continues != 0
+}
+
+// end returns where tail i ends in the tails, and how many bytes of the head are not padding.
+func (x *indexBlock) end(i int) (end, head int) {
+	e := le.Uint32(x.b[blockHeader+12*x.n+4*i:])
+	return int(e & maxTails), min(int(e>>headShift), 8)
+}
+
+// shared returns the bytes that all separators share.
+func (x *indexBlock) shared() []byte {
+	at := blockHeader + indexEntry*x.n
+	return x.b[at : at+x.common]
 }
 
 // compare compares separator i with key, given what is left of key behind the common bytes and that the head is equal.
 func (x *indexBlock) compare(i int, rest []byte) int {
-	if head := int(le.Uint32(x.ends[4*i:]) >> headShift); head < 8 || len(rest) < 8 {
+	if _, head := x.end(i); head < 8 || len(rest) < 8 {
 		return head - min(len(rest), 8)
 	}
 	return bytes.Compare(x.tail(i), rest[8:])
@@ -140,27 +145,34 @@ func (x *indexBlock) compare(i int, rest []byte) int {
 
 // find returns the last child that begins below the first version of key, or 0: the first one that may hold it.
 func (x *indexBlock) find(key []byte) int {
-	if c := commonPrefix(x.common, key); c < len(x.common) {
-		if c == len(key) || key[c] < x.common[c] {
-			return 0
+	if x.common > 0 {
+		shared := x.shared()
+		if c := commonPrefix(shared, key); c < len(shared) {
+			if c == len(key) || key[c] < shared[c] {
+				return 0
+			}
+			return x.n - 1
 		}
-		return max(x.n-1, 0)
+		key = key[x.common:]
 	}
-	rest := key[len(x.common):]
-	h := head8(rest)
-	lo, hi := 0, x.n
-	for lo < hi {
-		mid := int(uint(lo+hi) / 2)
-		if x.head(mid) < h {
-			lo = mid + 1
-		} else {
-			hi = mid
+	h := head8(key)
+	heads := x.b[blockHeader : blockHeader+8*x.n]
+	i := 0
+	for n := x.n; n > 1; { // heads[i] < h, or i is 0
+		half := n / 2
+		next := i + half
+		if le.Uint64(heads[8*next:]) < h {
+			i = next
 		}
+		n -= half
 	}
-	if lo < x.n && x.head(lo) == h {
-		lo = x.among(lo, h, rest)
+	switch {
+	case i+1 < x.n && x.head(i+1) == h:
+		i = x.among(i+1, h, key) - 1
+	case i == 0 && x.head(0) == h:
+		i = max(x.among(0, h, key)-1, 0)
 	}
-	return max(lo-1, 0)
+	return i
 }
 
 // among returns the first child from lo on that does not begin below the first version of the key, given that the head
@@ -184,22 +196,24 @@ func (x *indexBlock) among(lo int, h uint64, rest []byte) int {
 	return lo
 }
 
-// separator returns separator i, in the memory of b.
-func (x *indexBlock) separator(b []byte, i int) []byte {
-	b = append(b[:0], x.common...)
-	end := le.Uint32(x.ends[4*i:])
-	b = binary.BigEndian.AppendUint64(b, x.head(i))[:len(x.common)+min(int(end>>headShift), 8)]
-	return append(b, x.tail(i)...)
-}
-
 // tail returns what is behind the head of separator i.
 func (x *indexBlock) tail(i int) []byte {
-	var from uint32
+	tails := x.b[blockHeader+indexEntry*x.n+x.common:]
+	from, to := 0, 0
 	if i > 0 {
-		from = le.Uint32(x.ends[4*i-4:]) & maxTails
+		from, _ = x.end(i - 1)
 	}
-	to := min(le.Uint32(x.ends[4*i:])&maxTails, uint32(len(x.tails)))
-	return x.tails[min(from, to):to]
+	to, _ = x.end(i)
+	to = min(to, len(tails))
+	return tails[min(from, to):to]
+}
+
+// separator returns separator i, in the memory of b.
+func (x *indexBlock) separator(b []byte, i int) []byte {
+	_, head := x.end(i)
+	b = append(b[:0], x.shared()...)
+	b = binary.BigEndian.AppendUint64(b, x.head(i))[:x.common+head]
+	return append(b, x.tail(i)...)
 }
 
 // RangeDelete deletes every version below Ref of the keys from Start, inclusive, to End, exclusive. A nil End means no

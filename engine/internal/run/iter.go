@@ -7,18 +7,17 @@ import (
 )
 
 // Iter walks the pairs of a run, each a key and one version of it: keys ascend, versions of one key descend. It copies
-// a block at a time out of the map. The zero value is ready for Init. It belongs to one goroutine.
+// a group of entries at a time out of the map. The zero value is ready for Init. It belongs to one goroutine.
 type Iter struct {
-	r     *Run
-	path  path
-	block []byte
-	data  dataBlock
-	first []byte // first key of the block, in block
+	r    *Run
+	path path
 
-	group   uint32
-	i       int
-	entries [groupSize]entry // of the group
-	n       int
+	groups, group int    // in the block, and the one that is decoded
+	first         []byte // first key of the block
+	b             []byte // bytes of the group, and some more
+
+	i, n    int // the entry where the iterator stands, and how many there are
+	entries [groupSize]entry
 	key     []byte
 	valid   bool
 	err     error
@@ -33,7 +32,7 @@ func (r *Run) NewIter() *Iter {
 
 // Init makes the iterator one of r that stands nowhere. Its buffers are used again.
 func (it *Iter) Init(r *Run) {
-	it.r, it.valid, it.err, it.data = r, false, nil, dataBlock{}
+	it.r, it.valid, it.err = r, false, nil
 }
 
 // Valid reports whether the iterator stands on a pair.
@@ -53,17 +52,17 @@ func (it *Iter) Err() error { return it.err }
 
 // First goes to the first pair.
 func (it *Iter) First() bool {
-	return it.enter(toFirst, nil) && it.toGroup(0) && it.settle(0, 0)
+	return it.enter(toFirst, nil) && it.settle(0, 0)
 }
 
 // Last goes to the last pair.
 func (it *Iter) Last() bool {
-	return it.enter(toLast, nil) && it.toEnd()
+	return it.enter(toLast, nil) && it.settle(it.n-1, 0)
 }
 
 // SeekGE goes to the first pair whose key is not below key.
 func (it *Iter) SeekGE(key []byte) bool {
-	if !it.seek(key) {
+	if !it.enter(byKey, key) {
 		return false
 	}
 	if it.i == it.n {
@@ -74,7 +73,7 @@ func (it *Iter) SeekGE(key []byte) bool {
 
 // SeekLT goes to the last pair whose key is below key.
 func (it *Iter) SeekLT(key []byte) bool {
-	if !it.seek(key) {
+	if !it.enter(byKey, key) {
 		return false
 	}
 	if it.i == 0 {
@@ -93,7 +92,7 @@ func (it *Iter) Next() bool {
 	}
 	it.i++
 	e := &it.entries[it.i]
-	it.key = append(it.key[:e.shared], it.block[e.at:e.at+e.rest()]...)
+	it.key = append(it.key[:e.shared], it.b[e.at:e.at+e.rest()]...)
 	return true
 }
 
@@ -108,13 +107,8 @@ func (it *Iter) Prev() bool {
 	return it.settle(it.i-1, it.entries[it.i].shared)
 }
 
-// fail ends a move.
-func (it *Iter) fail(err error) bool {
-	it.valid, it.err = false, err
-	return false
-}
-
-// enter goes from the root to a data block.
+// enter goes from the root to a data block and decodes a group: the first, the last, or the last one that begins below
+// key. In that case i is the first entry of it that is not below key, or n.
 func (it *Iter) enter(w way, key []byte) bool {
 	it.valid, it.err = false, nil
 	if it.r.foot.entries == 0 {
@@ -131,62 +125,112 @@ func (it *Iter) descend(w way, key []byte) (err error) {
 	if err := it.r.descend(&it.path, 0, it.r.foot.root.page, w, key); err != nil {
 		return err
 	}
-	return it.load()
+	return it.load(w, key)
 }
 
-// move loads the block before (by -1) or behind (by 1). At the end it returns false without an error.
+// move goes to the group before (by -1) or behind (by 1). At the end it returns false without an error.
 func (it *Iter) move(by int) (ok bool, err error) {
 	defer it.r.leave(enter(), &err)
+	if g := it.group + by; g >= 0 && g < it.groups {
+		var d dataBlock
+		if err := it.open(&d); err != nil {
+			return false, err
+		}
+		return true, it.decode(&d, g)
+	}
 	if ok, err = it.r.move(&it.path, by); !ok {
 		return false, err
 	}
-	return true, it.load()
+	w := toFirst
+	if by < 0 {
+		w = toLast
+	}
+	return true, it.load(w, nil)
 }
 
-// load copies the block that path leads to. What is read from here on cannot fault.
-func (it *Iter) load() error {
+// open makes d the block that path leads to.
+func (it *Iter) open(d *dataBlock) error {
 	b, err := it.r.block(it.path.page)
 	if err != nil {
 		return err
 	}
-	it.block = append(it.block[:0], b...)
-	var ok bool
-	if it.data, ok = parseData(it.block); !ok {
+	if !d.parse(b) {
 		return it.corrupt("data block")
 	}
-	e, ok := it.data.first(it.r.base)
-	if !ok {
-		return it.corrupt("first entry")
-	}
-	it.first = it.block[e.at : e.at+e.size]
 	return nil
 }
 
-func (it *Iter) corrupt(reason string) error { return it.r.corrupt(it.path.page, reason) }
+// load enters the block that path leads to.
+func (it *Iter) load(w way, key []byte) error {
+	var d dataBlock
+	if err := it.open(&d); err != nil {
+		return err
+	}
+	it.groups = d.groups
+	it.first = append(it.first[:0], d.first...)
+	g, known := 0, 0
+	switch w {
+	case toLast:
+		g = d.groups - 1
+	case byKey:
+		var ok bool
+		if g, known, ok = d.find(key, it.r.base); !ok {
+			return it.corrupt("entries")
+		}
+	}
+	if err := it.decode(&d, g); err != nil {
+		return err
+	}
+	if w == byKey {
+		if g == 0 {
+			known = 0
+		}
+		for it.i = 0; it.i < it.n; it.i++ {
+			var c int
+			if c, known = it.entries[it.i].compare(it.b, key, known); c >= 0 {
+				break
+			}
+		}
+	}
+	return nil
+}
 
-// toGroup decodes the entries of a group.
-func (it *Iter) toGroup(g uint32) bool {
-	it.group, it.n = g, it.data.count(g)
+// decode copies a group out of the map and decodes its entries.
+func (it *Iter) decode(d *dataBlock, g int) error {
+	from, to := int(d.offset(g)), d.end(g)
+	if from > to {
+		return it.corrupt("offset of a group")
+	}
+	it.b = append(it.b[:0], d.b[from:to+checksumSize]...)
+	it.group, it.n = g, d.count(g)
 	e := entry{ref: it.r.base, size: uint32(len(it.first))}
-	next := it.data.offset(g)
+	next := uint32(0)
 	for i := range it.n {
-		if next = e.decode(it.block, next, it.r.base); next == 0 {
-			return it.fail(it.corrupt("entry"))
+		if next = e.decode(it.b, next, it.r.base); next == 0 {
+			return it.corrupt("entry")
 		}
 		it.entries[i] = e
 	}
-	return true
+	return nil
 }
+
+// fail ends a move.
+func (it *Iter) fail(err error) bool {
+	it.valid, it.err = false, err
+	return false
+}
+
+func (it *Iter) corrupt(reason string) error { return it.r.corrupt(it.path.page, reason) }
 
 // settle puts the iterator on entry i of the group, given that have bytes of key are right already.
 func (it *Iter) settle(i int, have uint32) bool {
 	e := &it.entries[i]
 	key := slices.Grow(it.key[:have], int(e.size-have))[:e.size]
-	copy(key[e.shared:], it.block[e.at:e.at+e.rest()])
+	copy(key[e.shared:], it.b[e.at:e.at+e.rest()])
 	need := e.shared // bytes before it are missing, those before have are not
 	for j := i - 1; j >= 0 && need > have; j-- {
 		if e := &it.entries[j]; e.shared < need {
-			copy(key[e.shared:need], it.block[e.at:])
+			copy(key[e.shared:need], it.b[e.at:])
 			need = e.shared
 		}
 	}
@@ -197,52 +241,18 @@ func (it *Iter) settle(i int, have uint32) bool {
 	return true
 }
 
-// seek finds the group that has the last pair below key and leaves in i the first entry of it that is not, which may
-// be the one behind its last.
-func (it *Iter) seek(key []byte) bool {
-	if !it.enter(byKey, key) {
-		return false
-	}
-	g, known, ok := it.data.group(key, it.first, it.r.base)
-	if !ok {
-		return it.fail(it.corrupt("group"))
-	}
-	if !it.toGroup(g) {
-		return false
-	}
-	if g == 0 {
-		known = 0
-	}
-	for it.i = 0; it.i < it.n; it.i++ {
-		var c int
-		if c, known = it.data.step(&it.entries[it.i], key, known); c >= 0 {
-			break
-		}
-	}
-	return true
-}
-
 // nextGroup goes to the first entry of the next group.
 func (it *Iter) nextGroup() bool {
-	if it.group+1 < it.data.groups {
-		return it.toGroup(it.group+1) && it.settle(0, 0)
-	}
 	if ok, err := it.move(1); !ok || err != nil {
 		return it.fail(err)
 	}
-	return it.toGroup(0) && it.settle(0, 0)
+	return it.settle(0, 0)
 }
 
 // prevGroup goes to the last entry of the group before.
 func (it *Iter) prevGroup() bool {
-	if it.group > 0 {
-		return it.toGroup(it.group-1) && it.settle(it.n-1, 0)
-	}
 	if ok, err := it.move(-1); !ok || err != nil {
 		return it.fail(err)
 	}
-	return it.toEnd()
+	return it.settle(it.n-1, 0)
 }
-
-// toEnd goes to the last entry of the block.
-func (it *Iter) toEnd() bool { return it.toGroup(it.data.groups-1) && it.settle(it.n-1, 0) }

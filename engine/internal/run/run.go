@@ -77,7 +77,7 @@ func (r *Run) open() (err error) {
 	r.end = r.foot.root.end()
 	r.filter = int(r.foot.filter().page) * pageSize
 	r.info = r.foot.info(&r.head, last)
-	if _, err := r.index(r.foot.root.page); err != nil {
+	if _, err := r.block(r.foot.root.page); err != nil {
 		return err
 	}
 	s := r.foot.bounds
@@ -166,16 +166,16 @@ func (r *Run) block(page uint32) ([]byte, error) {
 	return b, nil
 }
 
-func (r *Run) index(page uint32) (indexBlock, error) {
+// index makes x the index block that begins at a page.
+func (r *Run) index(page uint32, x *indexBlock) error {
 	b, err := r.block(page)
 	if err != nil {
-		return indexBlock{}, err
+		return err
 	}
-	x, ok := parseIndex(b)
-	if !ok {
-		return x, r.corrupt(page, "index block")
+	if !x.parse(b) {
+		return r.corrupt(page, "index block")
 	}
-	return x, nil
+	return nil
 }
 
 // mayHold asks the filter.
@@ -215,13 +215,10 @@ func (r *Run) seek(p *path, key []byte) error { return r.descend(p, 0, r.foot.ro
 
 // descend goes from an index block of a level down to a data block.
 func (r *Run) descend(p *path, level int, page uint32, w way, key []byte) error {
+	var x indexBlock
 	for ; level < int(r.foot.levels); level++ {
-		x, err := r.index(page)
-		if err != nil {
+		if err := r.index(page, &x); err != nil {
 			return err
-		}
-		if x.n == 0 {
-			return r.corrupt(page, "index block without children")
 		}
 		i := 0
 		switch w {
@@ -242,8 +239,8 @@ func (r *Run) descend(p *path, level int, page uint32, w way, key []byte) error 
 func (r *Run) move(p *path, by int) (bool, error) {
 	for level := int(r.foot.levels) - 1; level >= 0; level-- {
 		at := &p.step[level]
-		x, err := r.index(at.page)
-		if err != nil {
+		var x indexBlock
+		if err := r.index(at.page, &x); err != nil {
 			return false, err
 		}
 		i := int(at.child) + by
@@ -289,75 +286,21 @@ func (r *Run) get(key []byte, at uint64) (v memindex.Version, ok bool, err error
 		if err != nil {
 			return v, false, err
 		}
-		v, found, err := r.search(b, p.page, key, at)
-		if err != nil || found != olderBehind {
-			return v, found == foundVersion, err
+		var d dataBlock
+		if !d.parse(b) {
+			return v, false, r.corrupt(p.page, "data block")
+		}
+		v, o := d.get(key, at, r.base)
+		switch o {
+		case found, absent:
+			return v, o == found, nil
+		case damaged:
+			return v, false, r.corrupt(p.page, "entries")
 		}
 		if ok, err := r.move(&p, 1); !ok {
 			return v, false, err
 		}
 	}
-}
-
-// outcome says how the search of a block for a version ended.
-type outcome int
-
-const (
-	absent       outcome = iota
-	foundVersion         // here it is
-	olderBehind          // the block ends with a version that is too new: the next one may have it
-)
-
-// search looks for the newest version of key below at in a data block.
-func (r *Run) search(b []byte, page uint32, key []byte, at uint64) (v memindex.Version, o outcome, err error) {
-	d, ok := parseData(b)
-	if !ok {
-		return v, absent, r.corrupt(page, "data block")
-	}
-	e, ok := d.first(r.base)
-	if !ok {
-		return v, absent, r.corrupt(page, "first entry")
-	}
-	first := b[e.at : e.at+e.size]
-	g, common, ok := d.group(key, first, r.base)
-	if !ok {
-		return v, absent, r.corrupt(page, "group")
-	}
-	seen := false
-	for ; g < d.groups; g++ {
-		e = entry{ref: r.base, size: uint32(len(first))}
-		next := d.offset(g)
-		known := common
-		if g == 0 {
-			known = 0
-		}
-		for i := range d.count(g) {
-			if next = e.decode(b, next, r.base); next == 0 {
-				return v, absent, r.corrupt(page, "entry")
-			}
-			switch {
-			case seen && int(e.size) != len(key):
-				return v, absent, nil
-			case !seen, i == 0:
-				var c int
-				if c, known = d.step(&e, key, known); c > 0 || seen && c != 0 {
-					return v, absent, nil
-				} else if c < 0 {
-					continue
-				}
-				seen = true
-			case int(e.shared) != len(key):
-				return v, absent, nil
-			}
-			if e.ref < at {
-				return memindex.Version{Ref: e.ref, Kind: e.kind}, foundVersion, nil
-			}
-		}
-	}
-	if seen {
-		return v, olderBehind, nil
-	}
-	return v, absent, nil
 }
 
 // MayHold reports whether the run may have a version of the key with this [Hash]: false is certain, true is wrong for

@@ -90,12 +90,9 @@ func (v *verifier) index(ctx context.Context, level int, page uint32, separator 
 
 func (v *verifier) indexSize(page uint32) (n int, err error) {
 	defer v.r.leave(enter(), &err)
-	x, err := v.r.index(page)
-	if err != nil {
+	var x indexBlock
+	if err := v.r.index(page, &x); err != nil {
 		return 0, err
-	}
-	if x.n == 0 {
-		return 0, v.r.corrupt(page, "index block without children")
 	}
 	v.pages += le.Uint32(v.r.data[int(page)*pageSize+4:])
 	return x.n, nil
@@ -103,8 +100,8 @@ func (v *verifier) indexSize(page uint32) (n int, err error) {
 
 func (v *verifier) child(page uint32, i int, sep *[]byte) (child uint32, cont bool, err error) {
 	defer v.r.leave(enter(), &err)
-	x, err := v.r.index(page)
-	if err != nil {
+	var x indexBlock
+	if err := v.r.index(page, &x); err != nil {
 		return 0, false, err
 	}
 	child, cont = x.child(i)
@@ -125,15 +122,11 @@ func (v *verifier) data(page uint32, separator []byte, cont bool) (err error) {
 	}
 	v.last = page
 	v.pages += uint32(len(b) / pageSize)
-	d, ok := parseData(b)
-	if !ok {
+	var d dataBlock
+	if !d.parse(b) {
 		return r.corrupt(page, "data block")
 	}
-	f, ok := d.first(r.base)
-	if !ok {
-		return r.corrupt(page, "first entry")
-	}
-	first := b[f.at : f.at+f.size]
+	first := d.first
 	if v.entries > 0 && bytes.Equal(v.key, first) != cont || cont && !bytes.Equal(separator, first) {
 		return r.corrupt(page, "continuation")
 	}
@@ -141,33 +134,36 @@ func (v *verifier) data(page uint32, separator []byte, cont bool) (err error) {
 		return r.corrupt(page, "separator")
 	}
 	for g := range d.groups {
-		if err := v.group(&d, page, g, first); err != nil {
+		if err := v.group(&d, page, g); err != nil {
 			return err
 		}
 	}
-	if commonPrefix(first, v.key) != int(d.common) {
+	if commonPrefix(first, v.key) != d.common {
 		return r.corrupt(page, "common bytes")
 	}
 	return nil
 }
 
 // group verifies a group of a data block.
-func (v *verifier) group(d *dataBlock, page, g uint32, first []byte) error {
-	e := entry{ref: v.r.base, size: uint32(len(first))}
+func (v *verifier) group(d *dataBlock, page uint32, g int) error {
+	e := entry{ref: v.r.base, size: uint32(len(d.first))}
 	next := d.offset(g)
-	key := append(v.scratch[:0], first...)
+	key := append(v.scratch[:0], d.first...)
 	defer func() { v.scratch = key }()
 	for i := range d.count(g) {
 		if next = e.decode(d.b, next, v.r.base); next == 0 {
 			return v.r.corrupt(page, "entry")
 		}
 		key = append(key[:e.shared], d.b[e.at:e.at+e.rest()]...)
-		if i == 0 && (len(key) < int(d.common) || d.head(g) != head4(key[d.common:])) {
+		if i == 0 && (len(key) < d.common || d.head(g) != head4(key[d.common:])) {
 			return v.r.corrupt(page, "head")
 		}
 		if err := v.entry(page, key, memindex.Version{Ref: e.ref, Kind: e.kind}); err != nil {
 			return err
 		}
+	}
+	if next != uint32(d.end(g)) && len(d.b) == pageSize {
+		return v.r.corrupt(page, "end of the group")
 	}
 	return nil
 }
