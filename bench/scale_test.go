@@ -33,7 +33,7 @@ func scaleKeys(tb testing.TB) uint64 {
 }
 
 // BenchmarkScale fills a database with keys of 16 bytes and values of 8 in random order, in a process of its own with an index
-// memory of 128 MiB, and reports what that process holds in memory, what the index takes on the disk, and how long it takes from
+// memory of 64 MiB, and reports what that process holds in memory, what the index takes on the disk, and how long it takes from
 // the start of Open to the first read after a clean close and after kill -9.
 func BenchmarkScale(b *testing.B) {
 	n := scaleKeys(b)
@@ -84,7 +84,7 @@ func TestScaleChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := &engine.Options{Commit: engine.Written, MemIndexSize: 128 << 20, CacheSize: 16 << 20}
+	opts := &engine.Options{Commit: engine.Written, MemIndexSize: 64 << 20, CacheSize: 16 << 20}
 	start := time.Now()
 	db, err := engine.Open(dir, opts)
 	if err != nil {

@@ -45,6 +45,7 @@ type commit struct {
 	turn    chan struct{} // capacity 1: this commit is to lead
 	queued  bool          // guarded by pipeline.mu: not taken by a leader yet
 	timer   *time.Timer
+	limit   time.Time // see deadline
 	own     Batch // the batch of single operations
 }
 
@@ -68,7 +69,8 @@ func (c *commit) release() {
 	} else {
 		c.own.Reset()
 	}
-	c.end, c.level, c.err = 0, 0, nil
+	c.end, c.level, c.err, c.limit = 0, 0, nil, time.Time{}
+	c.state.Store(running)
 	c.batch, c.control, c.decide, c.given, c.refused = nil, nil, nil, 0, nil
 	commitPool.Put(c)
 }
@@ -137,11 +139,7 @@ func (db *DB) commit(ctx context.Context, c *commit) (Position, error) {
 	if err := ctx.Err(); err != nil {
 		return Position{}, err
 	}
-	deadline := time.Time{}
-	if db.opts.CommitTimeout > 0 && c.control == nil {
-		deadline = time.Now().Add(db.opts.CommitTimeout)
-	}
-	if err := db.admit(ctx, c, deadline); err != nil {
+	if err := db.admit(ctx, c); err != nil {
 		return Position{}, err
 	}
 	p := &db.pipe
@@ -153,19 +151,25 @@ func (db *DB) commit(ctx context.Context, c *commit) (Position, error) {
 	p.mu.Unlock()
 	if lead {
 		db.lead()
-		select { // most often the answer is there: no timer, no sleep
-		case <-c.done:
-			return db.outcome(c)
-		default:
-		}
 	}
-	return db.await(ctx, c, deadline)
+	if !c.park() { // most often the answer is there: no clock, no timer, no sleep
+		return db.outcome(c)
+	}
+	return db.await(ctx, c)
+}
+
+// deadline is when the wait for c ends, counted from the first time that it is asked for; zero: never.
+func (db *DB) deadline(c *commit) time.Time {
+	if c.limit.IsZero() && db.opts.CommitTimeout > 0 && c.control == nil {
+		c.limit = time.Now().Add(db.opts.CommitTimeout)
+	}
+	return c.limit
 }
 
 // await waits for the end of c, leading a group when it is c's turn.
-func (db *DB) await(ctx context.Context, c *commit, deadline time.Time) (Position, error) {
+func (db *DB) await(ctx context.Context, c *commit) (Position, error) {
 	var expired <-chan time.Time
-	if !deadline.IsZero() {
+	if deadline := db.deadline(c); !deadline.IsZero() {
 		left := max(0, time.Until(deadline))
 		if c.timer == nil {
 			c.timer = time.NewTimer(left)
@@ -219,13 +223,13 @@ func (db *DB) abandon(c *commit, cause error) (Position, error) {
 
 // outcome is the answer of a commit whose wait is over.
 func (db *DB) outcome(c *commit) (Position, error) {
+	if c.err == nil {
+		return db.position(c.end), c.refused
+	}
 	if failed := (*OutcomeError)(nil); errors.As(c.err, &failed) { // of many: each has its own place in the log
 		return Position{}, &OutcomeError{Position: db.unsure(c.end), Cause: failed.Cause}
 	}
-	if c.err != nil {
-		return Position{}, c.err
-	}
-	return db.position(c.end), c.refused
+	return Position{}, c.err
 }
 
 // unsure is the position of a write whose outcome is not known; none where it had not got as far as the log.

@@ -66,7 +66,7 @@ func Open(dir string, opts *Options) (*DB, error) {
 	db := &DB{opts: o, clock: newClock(o.Now)}
 	db.marks.followers = map[wal.NodeID]*follower{}
 	if !o.Follower {
-		db.clock.observe(o.Now().UnixMilli())
+		db.clock.observe(db.clock.now().UnixMilli())
 	}
 	db.log, err = wal.Open(dir, &wal.Options{
 		FS: o.FS, SegmentSize: o.SegmentSize, Compression: o.Compression, Logger: o.Logger, Now: db.clock.time,

@@ -38,9 +38,20 @@ type waiter struct {
 	end   wal.LSN // 0: not in the log yet; guarded by marks.mu until the wait is over
 	level Level
 	err   error
-	done  chan struct{} // capacity 1; receives once when the wait is over
+	state atomic.Uint32 // running, parked or over
+	done  chan struct{} // capacity 1; receives once when the wait of a parked caller is over
 	gone  bool          // the caller has left; guarded by marks.mu
 }
+
+// The states of a waiter: its caller does other things; it waits on done; the answer is there.
+const (
+	running = iota
+	parked
+	over
+)
+
+// park says that the caller is going to wait on done. False: the answer is there already.
+func (w *waiter) park() bool { return w.state.CompareAndSwap(running, parked) }
 
 // waiterQueue and lsnQueue are FIFO queues that keep their memory.
 type waiterQueue = queue[*waiter]
@@ -254,7 +265,9 @@ func (m *marks) levelHolds(w *waiter) bool {
 
 func (w *waiter) finish(err error) {
 	w.err = err
-	w.done <- struct{}{}
+	if w.state.Swap(over) == parked {
+		w.done <- struct{}{}
+	}
 }
 
 // fail makes the error sticky and ends every wait that can no longer succeed.
@@ -330,11 +343,10 @@ func (m *marks) subscribe(ch chan<- struct{}) (cancel func()) {
 func (m *marks) leave(w *waiter) (end wal.LSN, left bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	select {
-	case <-w.done:
+	if w.state.Load() == over {
+		<-w.done // it was parked
 		return w.end, false
-	default:
-		w.gone = true
-		return w.end, true
 	}
+	w.gone = true
+	return w.end, true
 }

@@ -176,9 +176,6 @@ func (o *Options) withDefaults() (Options, error) {
 	if c.FS == nil {
 		c.FS = vfs.OS
 	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
 	return c, nil
 }
 

@@ -186,7 +186,7 @@ func (db *DB) AwaitsSync() bool {
 
 // admit holds a write back while its rule cannot be met or too much is unconfirmed. Nothing has
 // been written when it returns an error.
-func (db *DB) admit(ctx context.Context, c *commit, deadline time.Time) error {
+func (db *DB) admit(ctx context.Context, c *commit) error {
 	if err := db.refuse(c); err != nil {
 		return err
 	}
@@ -205,10 +205,11 @@ func (db *DB) admit(ctx context.Context, c *commit, deadline time.Time) error {
 			changed = m.changeLocked()
 		}
 		m.mu.Unlock()
+		if !short && !full {
+			return nil
+		}
 		tooFew := fmt.Errorf("%w: %v has %d of %d", ErrTooFewFollowers, Level(m.ruleLevel.Load()), have, need)
 		switch {
-		case !short && !full:
-			return nil
 		case short && db.opts.TooFew == Refuse:
 			return tooFew
 		case short && db.opts.TooFew == Degrade && degradeAt.IsZero():
@@ -218,7 +219,7 @@ func (db *DB) admit(ctx context.Context, c *commit, deadline time.Time) error {
 		if short {
 			cause = tooFew
 		}
-		if err := db.waitChange(ctx, changed, deadline, degradeAt, cause); err != nil {
+		if err := db.waitChange(ctx, changed, db.deadline(c), degradeAt, cause); err != nil {
 			return err
 		}
 		if err := db.refuse(c); err != nil {

@@ -370,7 +370,7 @@ func (l *Log) publish() {
 	}
 	l.head.Store(uint64(l.cur.at))
 	l.notify()
-	if int64(l.cur.at-l.tip.base()) > l.tip.header.SegmentSize/2 && l.next == nil {
+	if int64(l.cur.at-l.tip.base()) > l.tip.header.SegmentSize/2 && l.next == nil && l.ahead == nil {
 		l.keeper.kick()
 	}
 }
@@ -388,11 +388,27 @@ func (l *Log) write(at LSN, p []byte, sync bool) error {
 		return l.poisonWith(fmt.Errorf("write segment %s: %w", l.tip.path, spaceError(err)))
 	}
 	if end := at + LSN(len(p)); !sync && end-l.flushed >= writeBackEvery {
-		from := max(l.flushed, l.tip.base())
-		_ = l.tipFile.file.WriteBack(int64(from-l.tip.base()), int64(end-from)) // a hint
-		l.flushed = end
+		l.keeper.kick() // it calls writeBehind
 	}
 	return nil
+}
+
+// writeBehind asks the system to begin to write what is not synced, once that is much. It is called by the keeper: the call
+// waits where the device's queue is full.
+func (l *Log) writeBehind() {
+	l.mu.Lock()
+	end := l.cur.at
+	if l.tipFile == nil || end-l.flushed < writeBackEvery {
+		l.mu.Unlock()
+		return
+	}
+	base, h := l.tip.base(), l.tipFile
+	from := max(l.flushed, base)
+	l.flushed = end
+	h.pins.Add(1)
+	l.mu.Unlock()
+	_ = h.file.WriteBack(int64(from-base), int64(end-from)) // a hint
+	h.unpin()
 }
 
 const (

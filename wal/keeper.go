@@ -59,6 +59,7 @@ func (k *keeper) run() {
 		case <-k.quit:
 			return
 		case <-k.kicks:
+			k.log.writeBehind()
 			k.log.prepareAhead()
 			if time.Since(written) < maxMarkAge {
 				idle.Reset(idleMark)
