@@ -46,7 +46,7 @@ type commit struct {
 	queued  bool          // guarded by pipeline.mu: not taken by a leader yet
 	timer   *time.Timer
 	limit   time.Time // see deadline
-	own     Batch // the batch of single operations
+	own     Batch     // the batch of single operations
 }
 
 // decision fills b from what it sees in v.
