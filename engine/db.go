@@ -16,14 +16,15 @@ type Position = wal.Position
 
 // DB is an open database. All its methods are safe for concurrent use.
 type DB struct {
-	opts  Options
-	log   *wal.Log
-	idx   *index.Index
-	clock *clock
-	marks marks
-	pipe  pipeline
-	pins  pins
-	push  atomic.Pointer[func()]
+	opts    Options
+	log     *wal.Log
+	idx     *index.Index
+	clock   *clock
+	marks   marks
+	pipe    pipeline
+	pins    pins
+	watches watches
+	push    atomic.Pointer[func()]
 
 	floor        atomic.Uint64 // LSN below which only pinned readers find what they look for
 	firstTail    wal.LSN       // the log's tail at open

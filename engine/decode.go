@@ -116,6 +116,7 @@ type indexOp struct {
 	keyEnd  uint32 // of the key in keys; it begins where the one before ended
 	second  uint32 // delete range: the end of its end key
 	op      Op
+	moved   bool  // a relocated record: no change of its key
 	control int32 // index into controls; -1: a record
 }
 
@@ -151,7 +152,7 @@ func (c *chunk) add(d *decoder, f wal.Frame, raw []byte) error {
 
 func (c *chunk) record(ref wal.Ref, r Record) error {
 	c.keys = append(c.keys, r.Key...)
-	op := indexOp{ref: uint64(ref), keyEnd: uint32(len(c.keys)), op: r.Op, control: -1}
+	op := indexOp{ref: uint64(ref), keyEnd: uint32(len(c.keys)), op: r.Op, moved: r.Orig != 0, control: -1}
 	if r.Op == OpDeleteRange {
 		c.keys = append(c.keys, r.Value...)
 		op.second = uint32(len(c.keys))
@@ -173,10 +174,15 @@ func (db *DB) apply(c *chunk) {
 		at = op.keyEnd
 		if op.op == OpDeleteRange {
 			at = op.second
-			db.idx.DeleteRange(key, unbounded(c.keys[op.keyEnd:op.second]), op.ref)
+			end := unbounded(c.keys[op.keyEnd:op.second])
+			db.idx.DeleteRange(key, end, op.ref)
+			db.watches.rangeDeleted(key, end, wal.Ref(op.ref))
 			continue
 		}
 		db.idx.Insert(key, op.ref, kindOf(op.op))
+		if !op.moved {
+			db.watches.written(key, op.op, wal.Ref(op.ref))
+		}
 	}
 	if c.time > 0 {
 		db.clock.observe(c.time)
@@ -187,9 +193,13 @@ func (db *DB) apply(c *chunk) {
 func (db *DB) indexRecord(r Record, ref wal.Ref) {
 	if r.Op == OpDeleteRange {
 		db.idx.DeleteRange(r.Key, unbounded(r.Value), uint64(ref))
+		db.watches.rangeDeleted(r.Key, unbounded(r.Value), ref)
 		return
 	}
 	db.idx.Insert(r.Key, uint64(ref), kindOf(r.Op))
+	if r.Orig == 0 {
+		db.watches.written(r.Key, r.Op, ref)
+	}
 }
 
 func kindOf(op Op) memindex.Kind {

@@ -22,14 +22,24 @@ func (db *DB) Get(key []byte) ([]byte, error) {
 
 // GetEntry is Get that also returns when the value expires; the zero time means never.
 func (db *DB) GetEntry(key []byte) (value []byte, expiry time.Time, err error) {
-	err = db.viewLatest(key, func(v []byte, e int64) error {
-		value = append(make([]byte, 0, len(v)), v...)
-		if e != 0 {
-			expiry = time.UnixMilli(e)
-		}
+	err = db.ViewEntry(key, func(v []byte, e time.Time) error {
+		value, expiry = append(make([]byte, 0, len(v)), v...), e
 		return nil
 	})
 	return value, expiry, err
+}
+
+// ViewEntry is View that also tells when the value expires; the zero time means never.
+func (db *DB) ViewEntry(key []byte, fn func(value []byte, expiry time.Time) error) error {
+	return db.viewLatest(key, func(v []byte, e int64) error { return fn(v, expiryTime(e)) })
+}
+
+// expiryTime turns unix milliseconds into a time, and 0 into none.
+func expiryTime(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
 }
 
 // View calls fn with the visible value of key, which is valid during the call only and must not be

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"shiplog/engine/internal/memindex"
 	"shiplog/wal"
@@ -38,6 +39,15 @@ func (s *Snapshot) Get(key []byte) ([]byte, error) {
 
 // View calls fn with key's value in the snapshot; the bytes are valid during the call only.
 func (s *Snapshot) View(key []byte, fn func(value []byte) error) error {
+	return s.view(key, func(v []byte, _ int64) error { return fn(v) })
+}
+
+// ViewEntry is View that also tells when the value expires; the zero time means never.
+func (s *Snapshot) ViewEntry(key []byte, fn func(value []byte, expiry time.Time) error) error {
+	return s.view(key, func(v []byte, e int64) error { return fn(v, expiryTime(e)) })
+}
+
+func (s *Snapshot) view(key []byte, fn func(value []byte, expiry int64) error) error {
 	if err := s.db.readable(); err != nil {
 		return err
 	}
@@ -53,7 +63,7 @@ func (s *Snapshot) View(key []byte, fn func(value []byte) error) error {
 		buf.Trim()
 		bufferPool.Put(buf)
 	}()
-	return s.readVersion(key, v, buf, func(v []byte, _ int64) error { return fn(v) })
+	return s.readVersion(key, v, buf, fn)
 }
 
 // readVersion reads a version that the snapshot shows.
@@ -70,6 +80,9 @@ func (s *Snapshot) NewIter(o *IterOptions) *Iterator { return newIterator(s, fal
 
 // Position is where the snapshot stands: it holds every write that ends at or below it.
 func (s *Snapshot) Position() Position { return s.db.position(s.at) }
+
+// Now is the log time by which the snapshot judges what has expired.
+func (s *Snapshot) Now() time.Time { return time.UnixMilli(s.now) }
 
 // Close releases the pin. It may be called more than once.
 func (s *Snapshot) Close() {

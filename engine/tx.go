@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"shiplog/engine/internal/memindex"
 	"shiplog/wal"
 )
 
@@ -17,13 +18,18 @@ import (
 // its function has returned, against everything that was written meanwhile. Not safe for concurrent
 // use, and not usable after its function has returned.
 type Tx struct {
-	db     *DB
-	snap   *Snapshot
-	batch  *Batch
-	reads  map[string]struct{} // keys whose state was seen, absence included
-	ranges []keyRange          // ranges that were walked
-	writes map[string]Record   // own writes; slices point into copies
-	done   bool
+	db      *DB
+	snap    *Snapshot
+	batch   *Batch
+	reads   map[string]struct{} // keys whose state was seen, absence included
+	ranges  []keyRange          // ranges that were walked
+	writes  map[string]Record   // own writes; slices point into copies
+	deleted []keyRange          // ranges of keys that were deleted, but for later writes
+	undone  map[string]struct{} // keys that were put and then deleted
+	watches []*Watch            // that were found unchanged
+	behind  wal.LSN             // a watch was found changed by a write that ends behind it; 0: none was
+	buf     wal.Buffer
+	done    bool
 
 	checking sync.Mutex // guards closed: the pipeline may still check what its caller has given up
 	closed   bool
@@ -74,9 +80,29 @@ func (db *DB) tryUpdate(ctx context.Context, l Level, fn func(tx *Tx) error) (Po
 		return Position{}, tx.batch.err
 	}
 	if tx.batch.Len() == 0 {
-		return tx.snap.Position(), nil
+		return tx.readOnly(ctx)
 	}
 	return db.commitBatch(ctx, tx.batch, l, func(v *view, _ *Batch) error { return tx.check(v) })
+}
+
+// readOnly ends a transaction that has written nothing: it stands at its snapshot. Where it found a key changed by a write
+// that is not visible yet, its answer waits for that.
+func (tx *Tx) readOnly(ctx context.Context) (Position, error) {
+	db := tx.db
+	if tx.behind < db.marks.visibleLSN() {
+		return tx.snap.Position(), nil
+	}
+	if db.opts.CommitTimeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, db.opts.CommitTimeout)
+		defer cancel()
+	}
+	pos := db.position(tx.behind + 1)
+	err := db.WaitApplied(ctx, pos)
+	if err != nil && ctx.Err() != nil {
+		return Position{}, &OutcomeError{Position: pos, Cause: err}
+	}
+	return pos, err
 }
 
 // check runs in the pipeline, in log order: nothing that was read may have changed since.
@@ -91,6 +117,15 @@ func (tx *Tx) check(v *view) error {
 		case err != nil:
 			return err
 		case changed:
+			return errOvertaken
+		}
+	}
+	for _, w := range tx.watches {
+		inGroup := func(key string, _ watched) bool {
+			r, ok := v.overlay.get([]byte(key))
+			return ok && r.Orig == 0 // also where only a delete of nothing: the next attempt knows better
+		}
+		if w.changed.Load() != 0 || w.some(inGroup) {
 			return errOvertaken
 		}
 	}
@@ -168,49 +203,55 @@ func (tx *Tx) Get(key []byte) ([]byte, error) {
 
 // GetEntry is Get that also returns when the value expires; the zero time means never.
 func (tx *Tx) GetEntry(key []byte) (value []byte, expiry time.Time, err error) {
-	if tx.done {
-		return nil, expiry, ErrTxDone
-	}
-	if r, ok := tx.writes[string(key)]; ok {
-		return ownEntry(r, tx.snap.now)
-	}
-	tx.reads[string(key)] = struct{}{}
-	v, ok, err := tx.db.idx.Get(key, refAt(tx.snap.at))
-	if err = errors.Join(err, tx.snap.lost()); err != nil {
-		return nil, expiry, tx.db.indexError(err)
-	}
-	if !ok {
-		return nil, expiry, ErrNotFound
-	}
-	var buf wal.Buffer
-	err = tx.snap.readVersion(key, v, &buf, func(v []byte, e int64) error {
-		value = append(make([]byte, 0, len(v)), v...)
-		if e != 0 {
-			expiry = time.UnixMilli(e)
-		}
+	err = tx.ViewEntry(key, func(v []byte, e time.Time) error {
+		value, expiry = append(make([]byte, 0, len(v)), v...), e
 		return nil
 	})
 	return value, expiry, err
 }
 
-func ownEntry(r Record, now int64) (value []byte, expiry time.Time, err error) {
-	if r.Op == OpDelete || r.Expiry != 0 && now >= r.Expiry {
-		return nil, expiry, ErrNotFound
+// ViewEntry calls fn with the value of key as the transaction sees it, and when it expires; the zero time means never.
+// The value is valid during the call only and must not be changed. Returns ErrNotFound, or what fn returns.
+func (tx *Tx) ViewEntry(key []byte, fn func(value []byte, expiry time.Time) error) error {
+	if tx.done {
+		return ErrTxDone
 	}
-	if r.Expiry != 0 {
-		expiry = time.UnixMilli(r.Expiry)
+	if r, ok := tx.writes[string(key)]; ok {
+		if r.Op == OpDelete || tx.db.expired(r.Expiry, tx.snap.now) {
+			return ErrNotFound
+		}
+		return fn(r.Value, expiryTime(r.Expiry))
 	}
-	return bytes.Clone(r.Value), expiry, nil
+	if tx.hasDeleted(key) {
+		return ErrNotFound
+	}
+	tx.reads[string(key)] = struct{}{}
+	v, ok, err := tx.db.idx.Get(key, refAt(tx.snap.at))
+	if err = errors.Join(err, tx.snap.lost()); err != nil {
+		return tx.db.indexError(err)
+	}
+	if !ok {
+		return ErrNotFound
+	}
+	return tx.snap.readVersion(key, v, &tx.buf, func(v []byte, e int64) error { return fn(v, expiryTime(e)) })
+}
+
+// hasDeleted reports whether key lies in a range that the transaction has deleted.
+func (tx *Tx) hasDeleted(key []byte) bool {
+	return slices.ContainsFunc(tx.deleted, func(r keyRange) bool { return r.contains(key) })
 }
 
 // Has reports whether key has a value as the transaction sees it.
 func (tx *Tx) Has(key []byte) (bool, error) {
-	_, _, err := tx.GetEntry(key)
+	err := tx.ViewEntry(key, func([]byte, time.Time) error { return nil })
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}
 	return err == nil, err
 }
+
+// Now is the log time by which the transaction judges what has expired.
+func (tx *Tx) Now() time.Time { return time.UnixMilli(tx.snap.now) }
 
 // Put sets key to value.
 func (tx *Tx) Put(key, value []byte) error {
@@ -224,6 +265,27 @@ func (tx *Tx) PutTTL(key, value []byte, expiry time.Time) error {
 
 // Delete removes key.
 func (tx *Tx) Delete(key []byte) error { return tx.write(Record{Op: OpDelete, Key: key}) }
+
+// DeleteRange removes every key in [start, end) that is there when the transaction is committed, those included that others
+// have written since its snapshot; an empty end means no upper bound.
+func (tx *Tx) DeleteRange(start, end []byte) error {
+	if tx.done {
+		return ErrTxDone
+	}
+	tx.batch.DeleteRange(start, end)
+	if tx.batch.err != nil {
+		return tx.batch.err
+	}
+	r := keyRange{lo: bytes.Clone(start), hi: bytes.Clone(unbounded(end))}
+	for key, w := range tx.writes {
+		if r.contains(w.Key) {
+			tx.noteDelete(key)
+			tx.writes[key] = Record{Op: OpDelete, Key: w.Key}
+		}
+	}
+	tx.deleted = append(tx.deleted, r)
+	return nil
+}
 
 func (tx *Tx) write(r Record) error {
 	if tx.done {
@@ -240,15 +302,38 @@ func (tx *Tx) write(r Record) error {
 	if tx.batch.err != nil {
 		return tx.batch.err
 	}
+	if r.Op == OpDelete {
+		tx.noteDelete(string(r.Key))
+	}
 	r.Key, r.Value = bytes.Clone(r.Key), bytes.Clone(r.Value)
 	tx.writes[string(r.Key)] = r
 	return nil
+}
+
+// noteDelete keeps in mind, before a delete, that the transaction had put the key.
+func (tx *Tx) noteDelete(key string) {
+	if w, ok := tx.writes[key]; ok && w.Op != OpDelete {
+		if tx.undone == nil {
+			tx.undone = map[string]struct{}{}
+		}
+		tx.undone[key] = struct{}{}
+	}
 }
 
 // Scan calls fn for the keys in [lo, hi) in order, own writes included, until fn returns false; a nil
 // hi is no bound. The slices are valid during the call. Keys that another transaction adds to what
 // was walked are conflicts like any other.
 func (tx *Tx) Scan(lo, hi []byte, fn func(key, value []byte) bool) error {
+	return tx.walk(lo, hi, func(key []byte, value func() []byte) bool { return fn(key, value()) })
+}
+
+// Keys is Scan that does not read the values.
+func (tx *Tx) Keys(lo, hi []byte, fn func(key []byte) bool) error {
+	return tx.walk(lo, hi, func(key []byte, _ func() []byte) bool { return fn(key) })
+}
+
+// walk calls fn for the keys in [lo, hi), with a function that reads the value.
+func (tx *Tx) walk(lo, hi []byte, fn func(key []byte, value func() []byte) bool) error {
 	if tx.done {
 		return ErrTxDone
 	}
@@ -256,38 +341,77 @@ func (tx *Tx) Scan(lo, hi []byte, fn func(key, value []byte) bool) error {
 	own := tx.ownIn(walked)
 	it := tx.snap.NewIter(&IterOptions{Lower: lo, Upper: hi})
 	defer func() { _ = it.Close() }() // its error is Err, asked for below
-	more := it.First()
-	var stopped []byte
-	for stopped == nil && (more || len(own) > 0) {
-		var key, value []byte
-		switch {
-		case len(own) > 0 && (!more || own[0] <= string(it.Key())):
-			if more && own[0] == string(it.Key()) {
-				more = it.Next()
-			}
-			r := tx.writes[own[0]]
-			own = own[1:]
-			v, _, err := ownEntry(r, tx.snap.now)
-			if err != nil {
-				continue
-			}
-			key, value = r.Key, v
-		default:
-			key, value = bytes.Clone(it.Key()), bytes.Clone(it.Value())
+	more := tx.skipDeleted(it, it.First())
+	for goOn := true; goOn && (more || len(own) > 0); {
+		if len(own) == 0 || more && own[0] > string(it.Key()) {
+			key := bytes.Clone(it.Key())
+			goOn = fn(key, it.Value)
 			if it.Err() != nil {
 				return it.Err()
 			}
-			more = it.Next()
+			if !goOn {
+				walked.hi = append(key, 0) // the range that was seen ends right behind key
+				break
+			}
+			more = tx.skipDeleted(it, it.Next())
+			continue
 		}
-		if !fn(key, value) {
-			stopped = append(bytes.Clone(key), 0) // the range that was seen ends right behind key
+		r := tx.writes[own[0]]
+		if more && own[0] == string(it.Key()) {
+			more = tx.skipDeleted(it, it.Next())
 		}
-	}
-	if stopped != nil {
-		walked.hi = stopped
+		own = own[1:]
+		if r.Op == OpDelete || tx.db.expired(r.Expiry, tx.snap.now) {
+			continue
+		}
+		if goOn = fn(r.Key, func() []byte { return r.Value }); !goOn {
+			walked.hi = append(bytes.Clone(r.Key), 0)
+		}
 	}
 	tx.ranges = append(tx.ranges, walked)
 	return it.Err()
+}
+
+// skipDeleted moves it on, if it stands on a key, to the first that is in no range that the transaction has deleted.
+func (tx *Tx) skipDeleted(it *Iterator, valid bool) bool {
+	for valid {
+		i := slices.IndexFunc(tx.deleted, func(r keyRange) bool { return r.contains(it.Key()) })
+		if i < 0 {
+			return true
+		}
+		if tx.deleted[i].hi == nil {
+			return false
+		}
+		valid = it.SeekGE(tx.deleted[i].hi)
+	}
+	return false
+}
+
+// Len estimates the number of keys that the transaction sees, as Stats does: keys that have expired and were not removed yet
+// count. After DeleteRange the keys are counted one by one. It is no ground for a conflict.
+func (tx *Tx) Len() (int, error) {
+	n := 0
+	if len(tx.deleted) > 0 {
+		ranges := tx.ranges
+		err := tx.Keys(nil, nil, func([]byte) bool { n++; return true })
+		tx.ranges = ranges
+		return n, err
+	}
+	n = tx.db.idx.Len()
+	for key, r := range tx.writes {
+		v, ok, err := tx.db.idx.Get([]byte(key), refAt(tx.snap.at))
+		if err != nil {
+			return 0, tx.db.indexError(err)
+		}
+		had, has := ok && v.Kind != memindex.Delete, r.Op != OpDelete
+		switch {
+		case has && !had:
+			n++
+		case had && !has:
+			n--
+		}
+	}
+	return max(0, n), nil
 }
 
 // ownIn lists the keys of own writes within r, sorted.
