@@ -151,13 +151,15 @@ func work(workers, ops int, limit time.Duration, op func(worker, i int) error) (
 	start := time.Now()
 	for w := range workers {
 		wg.Go(func() {
+			n := 0 // not done[w], whose cache line the others write too
+			defer func() { done[w] = n }()
 			for i := w; i < ops; i += workers {
 				if err := op(w, i); err != nil {
 					errs[w] = fmt.Errorf("operation %d: %w", i, err)
 					stop.Store(true)
 					break
 				}
-				done[w]++
+				n++
 				if stop.Load() {
 					break
 				}
