@@ -104,6 +104,9 @@ func (l *Log) prepareAppend() error {
 	if l.cur.at >= MaxRefLSN-2*MaxBatch {
 		return fmt.Errorf("%w: the log has reached LSN %v", ErrTooLarge, l.cur.at)
 	}
+	if err := l.releaseAll(); err != nil { // of a follower that begins to write
+		return err
+	}
 	return l.dirty()
 }
 
@@ -605,20 +608,20 @@ func (l *Log) seal() error {
 	if err := l.writeSeal(frame[:]); err != nil {
 		return err
 	}
+	if err := l.tipFile.file.Datasync(); err != nil {
+		return l.poisonWith(fmt.Errorf("seal segment %s: %w", l.tip.path, err))
+	}
 	l.cur.pass(&m)
 	l.raiseDurable(min(l.cur.end, l.Head()))
 	return nil
 }
 
-// writeSeal writes a seal's header at the cursor, lets the file reach the segment's end, and syncs it.
+// writeSeal writes a seal's header at the cursor and lets the file reach the segment's end.
 func (l *Log) writeSeal(frame []byte) error {
 	f := l.tipFile.file
 	_, err := f.WriteAt(frame, int64(l.cur.at-l.tip.base()))
 	if err == nil {
 		err = f.Truncate(l.SegmentSize())
-	}
-	if err == nil {
-		err = f.Datasync()
 	}
 	if err != nil {
 		return l.poisonWith(fmt.Errorf("seal segment %s: %w", l.tip.path, err))
@@ -636,7 +639,10 @@ func (l *Log) nextHeader(now int64) Header {
 }
 
 // beginSegment makes the segment of h the tip. Its name is durable, its header is with the next sync.
-func (l *Log) beginSegment(h *Header) error {
+func (l *Log) beginSegment(h *Header) error { return l.placeSegment(h, true) }
+
+// placeSegment is beginSegment; without write the header does not get into the file yet.
+func (l *Log) placeSegment(h *Header, write bool) error {
 	l.takeAhead()
 	p := l.next
 	if p == nil {
@@ -649,8 +655,11 @@ func (l *Log) beginSegment(h *Header) error {
 		}
 	}
 	l.next = p.more
-	b := h.Marshal()
-	_, err := p.file.WriteAt(b[:], 0)
+	var err error
+	if write {
+		b := h.Marshal()
+		_, err = p.file.WriteAt(b[:], 0)
+	}
 	if err = errors.Join(err, p.file.Close()); err != nil {
 		return l.poisonWith(fmt.Errorf("write segment %s: %w", p.path, err))
 	}

@@ -78,8 +78,17 @@ func (l *Log) StartEpoch(e Epoch, rule Rule) (LSN, error) {
 	return at.End, l.syncHeld()
 }
 
+// promiseOwn promises an epoch that this node is to lead, and notes that it leads it, before anything of it is written.
 func (l *Log) promiseOwn(e Epoch) error {
-	if err := l.Promise(e); err != nil {
+	l.nodeMu.Lock()
+	defer l.nodeMu.Unlock()
+	if e < l.node.promised {
+		return fmt.Errorf("%w: %v, promised %v", ErrEpoch, e, l.node.promised)
+	}
+	promised, led := l.node.promised, l.node.led
+	l.node.promised, l.node.led = e, max(led, e)
+	if err := l.node.save(); err != nil {
+		l.node.promised, l.node.led = promised, led
 		return fmt.Errorf("promise epoch %v: %w", e, err)
 	}
 	return nil
@@ -110,6 +119,9 @@ func (l *Log) Truncate(to LSN) error {
 	}
 	if to == l.cur.at {
 		return nil
+	}
+	if err := l.releaseAll(); err != nil {
+		return err
 	}
 	if to < l.Tail()+HeaderSize || to > l.cur.at {
 		return fmt.Errorf("%w: cut back to %v, the log is [%v, %v)", ErrNotBoundary, to, l.Tail(), l.cur.at)

@@ -27,28 +27,30 @@ type Log struct {
 	committed  atomic.Uint64
 	batchEnd   atomic.Uint64 // end of the last complete batch
 	generation atomic.Uint64 // raised by Truncate: bytes below the old head may change
+	whole      atomic.Uint64 // base of the first segment whose header is withheld; noLSN: none is
 	poison     atomic.Pointer[error]
 	history    atomic.Pointer[[]HistoryEntry] // immutable; replaced under mu
 	listeners  atomic.Pointer[[]chan<- struct{}]
 	listenMu   sync.Mutex // serialises changes of listeners
 
-	mu      sync.Mutex // the appender's: guards everything down to the blank line
-	closed  bool
-	cur     cursor
-	tip     *segment              // the segment that is written
-	tipFile *handle               // pinned while tip is current
-	alloc   int64                 // bytes of tip that have blocks
-	next    *prepared             // the segment after tip, if it is prepared
-	ahead   *preparation          // the same in the making
-	sealed  int64                 // AppendRaw: bytes of an unfinished seal's zeros taken so far
-	seal32  [FrameHeaderSize]byte // the header of that seal
-	buf     []byte                // the group being packed
-	payload []byte                // raw bytes of the frame being packed
-	slots   []slot                // records in payload
-	comp    *compressor           // of this appender
-	synced  int64                 // unix ms of the last append that was to be synced
-	useMap  bool                  // the file system is coherent: unsynced groups go through the map
-	flushed LSN                   // up to here the system was asked to write back
+	mu       sync.Mutex // the appender's: guards everything down to the blank line
+	closed   bool
+	cur      cursor
+	tip      *segment              // the segment that is written
+	tipFile  *handle               // pinned while tip is current
+	alloc    int64                 // bytes of tip that have blocks
+	next     *prepared             // the segment after tip, if it is prepared
+	ahead    *preparation          // the same in the making
+	sealed   int64                 // AppendRaw: bytes of an unfinished seal's zeros taken so far
+	seal32   [FrameHeaderSize]byte // the header of that seal
+	withheld []*withheld           // AppendRaw: headers that wait for what is before them to be synced, oldest first
+	buf      []byte                // the group being packed
+	payload  []byte                // raw bytes of the frame being packed
+	slots    []slot                // records in payload
+	comp     *compressor           // of this appender
+	synced   int64                 // unix ms of the last append that was to be synced
+	useMap   bool                  // the file system is coherent: unsynced groups go through the map
+	flushed  LSN                   // up to here the system was asked to write back
 
 	syncMu sync.Mutex // one fdatasync of the tip at a time
 
@@ -85,6 +87,7 @@ func Open(dir string, o *Options) (*Log, error) {
 	l := &Log{dir: dir, opts: o.withDefaults()}
 	l.cache = newFrameCache(l.opts.CacheSize)
 	l.handles = handles{fs: l.opts.FS, max: l.opts.MaxMaps, readOnly: l.opts.ReadOnly}
+	l.whole.Store(uint64(noLSN))
 	l.segs.Store(&segList{size: l.opts.SegmentSize})
 	l.history.Store(&[]HistoryEntry{})
 	last, err := l.open()
@@ -327,27 +330,45 @@ func (l *Log) Sync() (LSN, error) {
 	}
 	l.syncMu.Lock()
 	defer l.syncMu.Unlock()
-	if l.durable.Load() >= target {
-		return l.Durable(), l.Err()
+	for l.durable.Load() < target {
+		if err := l.syncOne(); err != nil {
+			return l.Durable(), err
+		}
 	}
+	return l.Durable(), l.Err()
+}
+
+// syncOne syncs the oldest segment that is not durable: a sealed one whose successor's header is withheld for it, or
+// the tip. syncMu is held.
+func (l *Log) syncOne() error {
 	l.mu.Lock()
 	if err := l.writable(); err != nil {
 		l.mu.Unlock()
-		return l.Durable(), err
+		return err
 	}
-	target, h := l.head.Load(), l.tipFile
+	head, h := l.head.Load(), l.tipFile
+	var w *withheld
+	if len(l.withheld) > 0 {
+		w = l.withheld[0]
+		h = w.before
+	}
 	h.pins.Add(1)
 	l.mu.Unlock()
 	err := h.file.Datasync()
 	h.unpin()
 	if err != nil {
-		return l.Durable(), l.poisonWith(fmt.Errorf("sync segment: %w", err))
+		return l.poisonWith(fmt.Errorf("sync segment: %w", err))
 	}
-	if e := l.Err(); e != nil {
-		return l.Durable(), e
+	if w != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.release(w)
 	}
-	l.raiseDurable(LSN(target))
-	return l.Durable(), nil
+	if err := l.Err(); err != nil {
+		return err
+	}
+	l.raiseDurable(LSN(head))
+	return nil
 }
 
 func (l *Log) raiseDurable(to LSN) {
@@ -407,6 +428,7 @@ func (l *Log) closeFiles(synced bool) error {
 		errs = append(errs, l.next.discard(l.opts.FS))
 		l.next = nil
 	}
+	l.forgetWithheld()
 	if l.tipFile != nil {
 		l.tipFile.unpin()
 		l.tipFile = nil

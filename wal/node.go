@@ -19,7 +19,7 @@ import (
 //
 //	 0        8    12   16               32       40       48   52   56
 //	+--------+----+----+----------------+--------+--------+----+----+
-//	| magic  |ver | 0  |    node ID     | inode  | birth  |prom| 0  |
+//	| magic  |ver | 0  |    node ID     | inode  | birth  |prom|led |
 //	+--------+----+----+----------------+--------+--------+----+----+
 //	 56       64       72               88               120      128
 //	+--------+--------+----------------+----------------+--------+
@@ -32,8 +32,9 @@ type node struct {
 	id       NodeID
 	identity vfs.Identity // of the directory: a copy of it is another node
 	promised Epoch
-	clean    LSN // end of the log at a clean close; noLSN: not closed cleanly
-	cut      LSN // the log is being cut back to here; noLSN: it is not
+	led      Epoch // no epoch above it was led from here; 0: not known, neverLed: none was
+	clean    LSN   // end of the log at a clean close; noLSN: not closed cleanly
+	cut      LSN   // the log is being cut back to here; noLSN: it is not
 	database DatabaseID
 }
 
@@ -42,6 +43,7 @@ const (
 	nodeTemp     = "node.tmp"
 	nodeSize     = 128
 	noLSN    LSN = 1<<64 - 1
+	neverLed     = Epoch(1) // below every epoch that there is
 	filePerm     = 0o644
 	dirPerm      = 0o755
 )
@@ -56,6 +58,7 @@ func (n *node) marshal() []byte {
 	binary.LittleEndian.PutUint64(b[32:], n.identity.Inode)
 	binary.LittleEndian.PutUint64(b[40:], uint64(n.identity.Birth))
 	binary.LittleEndian.PutUint32(b[48:], uint32(n.promised))
+	binary.LittleEndian.PutUint32(b[52:], uint32(n.led))
 	binary.LittleEndian.PutUint64(b[56:], uint64(n.clean))
 	binary.LittleEndian.PutUint64(b[64:], uint64(n.cut))
 	copy(b[72:], n.database[:])
@@ -75,7 +78,7 @@ func (n *node) unmarshal(b []byte) error {
 	}
 	n.id = NodeID(b[16:32])
 	n.identity = vfs.Identity{Inode: binary.LittleEndian.Uint64(b[32:]), Birth: int64(binary.LittleEndian.Uint64(b[40:]))}
-	n.promised = Epoch(binary.LittleEndian.Uint32(b[48:]))
+	n.promised, n.led = Epoch(binary.LittleEndian.Uint32(b[48:])), Epoch(binary.LittleEndian.Uint32(b[52:]))
 	n.clean, n.cut = LSN(binary.LittleEndian.Uint64(b[56:])), LSN(binary.LittleEndian.Uint64(b[64:]))
 	n.database = DatabaseID(b[72:88])
 	return nil
@@ -130,7 +133,7 @@ func (n *node) spare(temp string) (vfs.File, error) {
 // loadNode reads the node file. A directory without one, or a copy of another node's, gets a fresh ID. The copy keeps
 // the promise, which can only be too careful, but not the note of a clean close: nobody knows that its bytes are on disk.
 func loadNode(f vfs.FS, dir string, readOnly bool) (n *node, previous NodeID, err error) {
-	n = &node{fs: f, dir: dir, clean: noLSN, cut: noLSN}
+	n = &node{fs: f, dir: dir, led: neverLed, clean: noLSN, cut: noLSN}
 	info, err := f.Stat(dir)
 	if err != nil {
 		return nil, previous, fmt.Errorf("stat directory: %w", err)

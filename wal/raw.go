@@ -112,7 +112,7 @@ func (l *Log) takeHeader(p []byte) (int, error) {
 	if err := l.room(HeaderSize, true); err != nil {
 		return 0, err
 	}
-	return HeaderSize, l.beginSegment(&h)
+	return HeaderSize, l.beginRaw(&h)
 }
 
 // takeFrames validates as many whole frames as p holds, up to the end of the segment, and writes them with one call.
@@ -183,6 +183,9 @@ func (l *Log) writeRaw(p []byte, cur cursor, records []EpochRecord) error {
 		return l.poisonWith(fmt.Errorf("write segment %s: %w", l.tip.path, spaceError(err)))
 	}
 	l.cur = cur
+	if cur.at-l.flushed >= writeBackEvery {
+		l.keeper.kick() // it calls writeBehind
+	}
 	for i := range records {
 		l.learnEpoch(records[i])
 	}
@@ -222,7 +225,6 @@ func (l *Log) takeSeal(p []byte) (int, error) {
 		l.batchEnd.Store(uint64(l.cur.at))
 	}
 	l.head.Store(uint64(l.cur.at))
-	l.raiseDurable(l.cur.at)
 	return n, nil
 }
 

@@ -327,6 +327,9 @@ func (l *Log) ReadAt(p []byte, at LSN) (n int, err error) {
 	if err := l.Err(); err != nil {
 		end = min(end, l.Durable())
 	}
+	if err := l.inFiles(min(end, at+LSN(len(p)))); err != nil {
+		return 0, err
+	}
 	for n < len(p) && at < end {
 		s := sl.find(at)
 		if s == nil {

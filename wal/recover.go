@@ -495,8 +495,8 @@ func (l *Log) judgeStray(stray []string, s *scanned, last *segment, own func(Epo
 	return nil
 }
 
-// own tells the epochs that this node led from those of others. An epoch whose record was not seen counts as its own:
-// doubt never cuts.
+// own tells the epochs that this node led from those of others. An epoch whose record was not seen counts as its own,
+// unless it is above all that this node has led: doubt never cuts.
 func (l *Log) own(segs []*segment, s *scanned) func(Epoch) bool {
 	foreign := map[Epoch]bool{}
 	for _, seg := range segs {
@@ -505,7 +505,8 @@ func (l *Log) own(segs []*segment, s *scanned) func(Epoch) bool {
 	for _, e := range s.epochs {
 		foreign[e.Epoch] = e.Leader != l.node.id
 	}
-	return func(e Epoch) bool { return !foreign[e] }
+	led := l.node.led
+	return func(e Epoch) bool { return !foreign[e] && (led == 0 || e <= led) }
 }
 
 // laterPromise looks in the bytes of a segment from an LSN on for a valid frame of this node that was written when

@@ -18,6 +18,9 @@ func (l *Log) SendTo(c net.Conn, from, to LSN) (sent int64, err error) {
 	if err := l.Err(); err != nil && to > l.Durable() {
 		return 0, err
 	}
+	if err := l.inFiles(to); err != nil {
+		return 0, err
+	}
 	sl := l.segs.Load()
 	for from < to {
 		s := sl.find(from)
