@@ -41,6 +41,7 @@ type conn struct {
 	writeDeadline time.Time
 	raw           syscall.RawConn // nil unless plain TCP
 	tryBuf        []byte          // argument and results of tryFn, which is made once so that a try does not allocate
+	tryMore       bool
 	tryN          int
 	tryErr        error
 	tryFn         func(fd uintptr) bool
@@ -56,7 +57,7 @@ func newConn(nc net.Conn, timeout time.Duration) *conn {
 		if raw, err := t.SyscallConn(); err == nil {
 			c.raw = raw
 			c.tryFn = func(fd uintptr) bool {
-				c.tryN, c.tryErr = tryWrite(fd, c.tryBuf)
+				c.tryN, c.tryErr = tryWrite(fd, c.tryBuf, c.tryMore)
 				return true // whatever happened: never wait
 			}
 		}
@@ -285,12 +286,12 @@ func (c *conn) write(p []byte, d time.Duration) (rest []byte, err error) {
 }
 
 // try sends what the kernel takes of p without waiting, and returns how much that was. It takes nothing where
-// there is no such call.
-func (c *conn) try(p []byte) (int, error) {
+// there is no such call. more: the next bytes follow at once, so p need not travel alone.
+func (c *conn) try(p []byte, more bool) (int, error) {
 	if c.raw == nil {
 		return 0, nil
 	}
-	c.tryBuf, c.tryN, c.tryErr = p, 0, nil
+	c.tryBuf, c.tryMore, c.tryN, c.tryErr = p, more, 0, nil
 	if err := c.raw.Write(c.tryFn); err != nil {
 		return 0, ioError("send", err)
 	}

@@ -12,20 +12,26 @@ import (
 )
 
 const (
-	// receiveChunk is how many bytes are gathered before they are checked and written: large enough to spread the
-	// cost of a call, small enough to be in the cache still.
-	receiveChunk = 256 << 10
+	// receiveChunk is how many bytes are gathered before they are checked and written: the page cache takes half a
+	// megabyte at a time for a third of what it wants for as much in pieces of 64 KiB, and a call's costs (locks,
+	// wake-ups of those who follow the log) are spread.
+	receiveChunk = 512 << 10
 	// receiveRoom stands before a chunk for the beginning of its first frame, which came with the chunk before.
 	receiveRoom = wal.MaxFrameRaw + 4096
-	// receiveBuffer is one of two buffers: a chunk, and what one more read of the socket brings.
-	receiveBuffer = receiveRoom + 2*receiveChunk
+	// receiveBuffer is one buffer.
+	receiveBuffer = receiveRoom + receiveChunk
+	// receiveBuffers is how many of them there are at the most. With two, the receiving and the appending goroutine
+	// wait for each other at each chunk.
+	receiveBuffers = 8
 	// lazyAck is how long news of visibility alone may wait: nobody does.
 	lazyAck = 5 * time.Millisecond
+	// behindAck is the least time between two acknowledgements while the upstream has more to send.
+	behindAck = 2 * time.Millisecond
 )
 
 // receiver is one connection of a follower. Four goroutines: the one that receives, which appends by itself and,
-// when the upstream says that someone waits, syncs by itself; one that checks and appends a chunk during a catch-up,
-// while the next is received; one that syncs what nobody waits for; one that tells the upstream what has changed, and
+// when the upstream says that someone waits, syncs by itself; one that checks and appends chunks during a catch-up,
+// while the next are received; one that syncs what nobody waits for; one that tells the upstream what has changed, and
 // that this node lives.
 type receiver struct {
 	f         *Follower
@@ -34,15 +40,19 @@ type receiver struct {
 
 	// receiving goroutine
 	buf   []byte
-	r, w  int     // buf[r:w] was received and not yet appended
-	next  wal.LSN // of the next byte to be received
-	spare []byte  // the other buffer; nil before it is needed, and while away
-	away  bool    // a chunk is with the appending goroutine
+	r, w  int      // buf[r:w] was received and not yet appended
+	next  wal.LSN  // of the next byte to be received
+	spare [][]byte // buffers that are not in use
+	made  int      // buffers that there are
+	away  int      // chunks that are with the appending goroutine
 	epoch wal.Epoch
 	first *Welcome // what the first bytes of an empty log must agree with; nil once the log has a header
 
-	chunks   chan chunk // to the appending goroutine
-	appended chan chunk // and back
+	chunks   chan chunk // to the appending goroutine; room for all buffers
+	appended chan chunk // and back; room for all buffers
+	// rest is what is left of the chunks that were appended: the beginning of a frame. It belongs to the appending
+	// goroutine while chunks are away.
+	rest []byte
 
 	done     chan struct{} // closed by fail
 	failOnce sync.Once
@@ -50,6 +60,7 @@ type receiver struct {
 
 	unsynced atomic.Int64
 	syncing  atomic.Bool // the receiving goroutine syncs, and acknowledges right after it
+	behind   atomic.Bool // the upstream has more to send: nobody waits for acknowledgements
 	echo     atomic.Uint64
 	tell     chan struct{} // one token: look for news
 	syncSoon chan struct{} // one token: sync within SyncDelay
@@ -62,19 +73,19 @@ type receiver struct {
 	pend     []byte    // rest of a message whose write failed
 }
 
-// chunk is bytes on their way to the log; on the way back, what is left of them: less than a frame.
+// chunk is received bytes, buf[r:w], on their way to the log. There is receiveRoom before them.
 type chunk struct {
 	buf  []byte
 	r, w int
 	at   wal.LSN // of buf[r]
-	err  error
+	err  error   // on the way back
 }
 
 func newReceiver(f *Follower, c *conn, w *Welcome) *receiver {
 	r := &receiver{
 		f: f, c: c, heartbeat: f.opts.Heartbeat, buf: make([]byte, receiveBuffer), r: receiveRoom, w: receiveRoom,
-		next: w.Start, epoch: w.Epoch, promised: w.Epoch, done: make(chan struct{}),
-		chunks: make(chan chunk, 1), appended: make(chan chunk, 1),
+		made: 1, next: w.Start, epoch: w.Epoch, promised: w.Epoch, done: make(chan struct{}),
+		chunks: make(chan chunk, receiveBuffers), appended: make(chan chunk, receiveBuffers),
 		tell: make(chan struct{}, 1), syncSoon: make(chan struct{}, 1), syncNow: make(chan struct{}, 1),
 	}
 	if f.log.Empty() {
@@ -159,14 +170,18 @@ func (r *receiver) data(h Header) error {
 		r.w += n
 		r.next += wal.LSN(n)
 		left -= n
-		if r.w-r.r >= receiveChunk || r.w == len(r.buf) {
+		if r.w == len(r.buf) {
 			if err := r.hand(); err != nil {
 				return err
 			}
 		}
 	}
 	r.f.receivedBytes(int(h.Length))
-	if h.Flags&(DataHead|DataSync) == 0 {
+	behind := h.Flags&(DataHead|DataSync) == 0
+	if r.behind.Load() != behind {
+		r.behind.Store(behind)
+	}
+	if behind {
 		if r.unsynced.Load() >= r.f.opts.SyncBytes {
 			signal(r.syncNow)
 		}
@@ -191,34 +206,56 @@ func (r *receiver) data(h Header) error {
 	return r.ack(false)
 }
 
-// hand gives a chunk to the appending goroutine and goes on with the other buffer. What was left of the chunk
-// before stands in front.
+// hand gives a chunk to the appending goroutine and goes on with another buffer.
 func (r *receiver) hand() error {
 	if r.first != nil {
 		return r.settle()
 	}
-	if err := r.collect(); err != nil {
-		return err
+	r.chunks <- chunk{buf: r.buf, r: r.r, w: r.w, at: r.next - wal.LSN(r.w-r.r)} // there is room
+	r.away++
+	for r.away > 0 {
+		select {
+		case c := <-r.appended:
+			if err := r.back(c); err != nil {
+				return err
+			}
+			continue
+		default:
+		}
+		break
 	}
-	if r.spare == nil {
-		r.spare = make([]byte, receiveBuffer)
+	if len(r.spare) == 0 && r.made < receiveBuffers {
+		r.spare = append(r.spare, make([]byte, receiveBuffer))
+		r.made++
 	}
-	r.chunks <- chunk{buf: r.buf, r: r.r, w: r.w, at: r.next - wal.LSN(r.w-r.r)} // there is room for one
-	r.away = true
-	r.buf, r.spare = r.spare, nil
+	for len(r.spare) == 0 {
+		if err := r.back(<-r.appended); err != nil {
+			return err
+		}
+	}
+	r.buf, r.spare = r.spare[len(r.spare)-1], r.spare[:len(r.spare)-1]
 	r.r, r.w = receiveRoom, receiveRoom
 	return nil
 }
 
-// collect waits for the chunk that is away, and puts what is left of it in front of what was received since.
-func (r *receiver) collect() error {
-	if !r.away {
-		return nil
-	}
-	c := <-r.appended
-	r.away, r.spare = false, c.buf
-	r.r -= copy(r.buf[r.r-(c.w-c.r):r.r], c.buf[c.r:c.w])
+// back takes a chunk's buffer back from the appending goroutine.
+func (r *receiver) back(c chunk) error {
+	r.away--
+	r.spare = append(r.spare, c.buf)
 	return c.err
+}
+
+// collect waits for all chunks that are away, and puts what is left of them in front of what was received since.
+func (r *receiver) collect() error {
+	var err error
+	for r.away > 0 {
+		if e := r.back(<-r.appended); err == nil {
+			err = e
+		}
+	}
+	r.r -= copy(r.buf[r.r-len(r.rest):r.r], r.rest)
+	r.rest = r.rest[:0]
+	return err
 }
 
 // settle appends all whole frames of what was received, in this goroutine.
@@ -244,12 +281,19 @@ func (r *receiver) settle() error {
 	return c.err
 }
 
-// appends is the goroutine that appends during a catch-up.
+// appends is the goroutine that appends during a catch-up. After an error nothing more is taken.
 func (r *receiver) appends() {
+	var failed error
 	for c := range r.chunks {
-		r.take(&c)
-		signal(r.tell)
-		r.appended <- c
+		if c.err = failed; failed == nil {
+			c.r -= copy(c.buf[c.r-len(r.rest):c.r], r.rest)
+			c.at -= wal.LSN(len(r.rest))
+			r.take(&c)
+			r.rest = append(r.rest[:0], c.buf[c.r:c.w]...)
+			failed = c.err
+			signal(r.tell)
+		}
+		r.appended <- c // there is room
 	}
 }
 
@@ -377,6 +421,8 @@ func (r *receiver) acks(sub <-chan struct{}) error {
 	if err := r.ack(true); err != nil {
 		return err
 	}
+	pace := time.NewTimer(time.Hour)
+	defer pace.Stop()
 	for {
 		force := false
 		select {
@@ -391,6 +437,15 @@ func (r *receiver) acks(sub <-chan struct{}) error {
 		}
 		if !force && r.syncing.Load() {
 			continue // an acknowledgement of more is on its way
+		}
+		if !force && r.behind.Load() {
+			// The receiving goroutine acknowledges what ends at the upstream's head by itself.
+			pace.Reset(behindAck)
+			select {
+			case <-r.done:
+				return nil
+			case <-pace.C:
+			}
 		}
 		if err := r.ack(force); err != nil {
 			return err
@@ -443,7 +498,7 @@ func (r *receiver) ack(force bool) error {
 	r.out = r.c.appendMessage(r.out[:0], &Ack{
 		Received: p.Received, Durable: p.Durable, Applied: p.Applied, Visible: p.Visible, Echo: r.echo.Load(), Epoch: epoch,
 	})
-	n, err := r.c.try(r.out)
+	n, err := r.c.try(r.out, false)
 	r.pend = r.out[n:]
 	if err == nil && len(r.pend) > 0 {
 		r.pend, err = r.c.write(r.pend, stallFactor*r.f.opts.Timeout)

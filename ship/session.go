@@ -224,7 +224,7 @@ func (s *session) step(beat bool) (more bool, err error) {
 	}
 	if s.markDue(beat) {
 		s.buf = s.c.appendMessage(s.buf[:0], s.mark(sent, limit, beat))
-		return false, s.sendBuf()
+		return false, s.sendBuf(false)
 	}
 	if draining {
 		return false, refuse(CodeShutdown, "")
@@ -305,12 +305,12 @@ func (s *session) sendSmall(from, to wal.LSN, beat bool) error {
 	if err := s.appendSmall(from, to, beat); err != nil {
 		return err
 	}
-	return s.sendBuf()
+	return s.sendBuf(false)
 }
 
-// sendBuf sends the buffer: what the kernel takes at once, the rest waiting.
-func (s *session) sendBuf() error {
-	n, err := s.c.try(s.buf)
+// sendBuf sends the buffer: what the kernel takes at once, the rest waiting. more: the body follows.
+func (s *session) sendBuf(more bool) error {
+	n, err := s.c.try(s.buf, more)
 	s.pend = s.buf[n:]
 	if err != nil {
 		return err
@@ -335,7 +335,7 @@ func (s *session) sendBulk(from, limit wal.LSN, beat bool) error {
 	n := int(min(limit-from, wal.LSN(s.message)))
 	began := time.Now()
 	s.buf = s.c.appendData(s.buf[:0], s.header(from, n, limit))
-	if err := s.sendBuf(); err != nil {
+	if err := s.sendBuf(true); err != nil {
 		return err
 	}
 	s.broken = true // until all of it is out
@@ -359,7 +359,7 @@ func (s *session) sendBulk(from, limit wal.LSN, beat bool) error {
 	}
 	if beat || now.Sub(s.markedAt) > s.l.opts.Heartbeat/10 {
 		s.buf = s.c.appendMessage(s.buf[:0], s.mark(from+wal.LSN(n), limit, beat))
-		return s.sendBuf()
+		return s.sendBuf(false)
 	}
 	return nil
 }
@@ -383,7 +383,7 @@ func (s *session) push() {
 		s.fail(err)
 		return
 	}
-	n, err := s.c.try(s.buf)
+	n, err := s.c.try(s.buf, false)
 	s.pend = s.buf[n:]
 	s.lastSendAt = time.Now()
 	switch {

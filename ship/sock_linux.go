@@ -2,6 +2,7 @@ package ship
 
 import (
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,4 +17,23 @@ func setUserTimeout(t *net.TCPConn, d time.Duration) {
 	_ = raw.Control(func(fd uintptr) { // best effort: the heartbeats find out as well
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 	})
+}
+
+// tryWrite writes what fits into the socket's buffer. more: the kernel waits for what follows before it sends a packet
+// that is not full.
+func tryWrite(fd uintptr, p []byte, more bool) (int, error) {
+	flags := unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+	if more {
+		flags |= unix.MSG_MORE
+	}
+	for {
+		n, err := unix.SendmsgN(int(fd), p, nil, nil, flags)
+		switch err {
+		case syscall.EINTR:
+			continue
+		case syscall.EAGAIN:
+			return 0, nil
+		}
+		return max(n, 0), err
+	}
 }

@@ -1,11 +1,11 @@
-//go:build unix
+//go:build unix && !linux
 
 package ship
 
 import "syscall"
 
 // tryWrite writes what fits into the socket's buffer: Go's sockets are in non-blocking mode.
-func tryWrite(fd uintptr, p []byte) (int, error) {
+func tryWrite(fd uintptr, p []byte, _ bool) (int, error) {
 	for {
 		n, err := syscall.Write(int(fd), p)
 		switch err {
