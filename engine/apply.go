@@ -233,5 +233,48 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 	return err
 }
 
+// StartOver gives up the whole log of a follower, and the index, so that both can be copied anew from a tail that lies behind its
+// end. Reads answer ErrLoading until the copy shows no less than was shown before. Durable on return.
+func (db *DB) StartOver() error {
+	db.roleMu.Lock()
+	defer db.roleMu.Unlock()
+	switch {
+	case db.closed.Load():
+		return ErrClosed
+	case !db.follower.Load():
+		return errors.New("start over: this node is the leader")
+	case db.log.Empty():
+		return nil
+	}
+	db.applier.stop()
+	defer func() { db.applier = db.startApplier(db.marks.indexedLSN()) }()
+	m := &db.marks
+	head := db.log.Head()
+	db.loadedAt.Store(uint64(max(1, m.visibleLSN())))
+	db.takenBack.Add(1)  // who reads now looks again, and meets loadedAt
+	db.idx.SetTail(head) // snapshots of what was here have lost it
+	if _, _, err := db.idx.CutFrom(0); err != nil {
+		return fmt.Errorf("start over: %w", err)
+	}
+	if err := db.log.Reset(); err != nil {
+		return fmt.Errorf("start over: %w", err)
+	}
+	db.trimMu.Lock()
+	db.trims = nil
+	db.newTail.Store(0)
+	db.trimMu.Unlock()
+	db.consistentAt.Store(0)
+	db.floor.Store(0)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.indexed.Store(0)
+	m.durable.Store(0)
+	m.visible.Store(0)
+	m.committed.Store(0)
+	m.told, m.degraded, m.rule = 0, 0, wal.Rule{}
+	m.signal()
+	return nil
+}
+
 // LogTime is log time in unix milliseconds: what the leader's heartbeats carry, and what expiry is judged by.
 func (db *DB) LogTime() int64 { return db.clock.read() }

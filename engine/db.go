@@ -31,6 +31,7 @@ type DB struct {
 	consistentAt atomic.Uint64 // end of the tail record that makes [tail, ...) a consistent state
 	loadedAt     atomic.Uint64 // reads answer ErrLoading until this LSN is visible; 0: no wait
 	applyErr     atomic.Pointer[error]
+	takenBack    atomic.Uint64 // how often the index was cut below what had been shown
 	newTail      atomic.Uint64 // where the newest tail record says that the log begins
 
 	overfull   atomic.Bool // the index has outgrown its memory, and cannot be written to the disk

@@ -218,6 +218,7 @@ func (db *DB) cutIndex(lsn wal.LSN) (from wal.LSN, err error) {
 	if from < lsn {
 		// Until the rest is applied again, what is shown is not what was.
 		db.loadedAt.Store(uint64(max(1, min(lsn, db.marks.visibleLSN()))))
+		db.takenBack.Add(1)
 		if from > 0 {
 			err = db.takeMark(from, mark)
 		}

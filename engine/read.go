@@ -51,13 +51,14 @@ func (db *DB) View(key []byte, fn func(value []byte) error) error {
 // viewLatest reads at the visible mark. While the floor has not passed that mark, the index still
 // had every version that a reader there sees; else the look-up is made again at the newer mark.
 func (db *DB) viewLatest(key []byte, fn func(value []byte, expiry int64) error) error {
-	if err := db.readable(); err != nil {
-		return err
-	}
 	for {
+		takenBack := db.takenBack.Load()
+		if err := db.readable(); err != nil {
+			return err
+		}
 		at := db.marks.visibleLSN()
 		v, ok, err := db.idx.Get(key, refAt(at))
-		if wal.LSN(db.floor.Load()) > at {
+		if wal.LSN(db.floor.Load()) > at || db.takenBack.Load() != takenBack {
 			continue
 		}
 		if err != nil {

@@ -284,3 +284,69 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 		}
 	}
 }
+
+// TestStartOver: a follower that was left behind the leader's tail gives its log up, answers loading, and ends with what the leader
+// has, also when it was killed in between.
+func TestStartOver(t *testing.T) {
+	const segment = 64 << 10
+	opts := engine.Options{Commit: engine.Written, SegmentSize: segment, Compression: engine.NoCompression}
+	leader := open(t, t.TempDir(), &opts)
+	rng := rand.New(rand.NewPCG(3, 3))
+	m := model{}
+	churn(t, leader, rng, m, 50)
+	opts.Follower = true
+	dir := t.TempDir()
+	f := open(t, dir, &opts)
+	feed(t, leader, f, leader.Log().Head())
+	if err := f.FollowMark(leader.Log().Head(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, f); !maps.Equal(got, m) {
+		t.Fatalf("%d keys, want %d", len(got), len(m))
+	}
+	snap := f.Snapshot()
+	defer snap.Close()
+	before := f.Log().Head()
+	churn(t, leader, rng, m, 800)
+	settled(t, leader, m, segment)
+	if leader.Stats().Tail <= before {
+		t.Fatal("the leader's tail has not passed the follower")
+	}
+	if err := f.StartOver(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Get([]byte("key1")); !errors.Is(err, engine.ErrLoading) {
+		t.Errorf("get from an empty copy: %v", err)
+	}
+	if _, err := snap.Get([]byte("key1")); !errors.Is(err, engine.ErrSnapshotTooOld) && !errors.Is(err, engine.ErrLoading) {
+		t.Errorf("get from a snapshot of what was given up: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f = open(t, dir, &opts)
+	hold := leader.Snapshot()
+	defer hold.Close()
+	tail := leader.Log().Tail()
+	p := make([]byte, leader.Log().Head()-tail)
+	if _, err := leader.Log().ReadAt(p, tail); err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; n < len(p); {
+		k, err := f.Log().AppendRaw(tail+wal.LSN(n), p[n:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += k
+	}
+	if _, err := f.Log().Sync(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "all is applied", func() bool { return f.Applied() == tail+wal.LSN(len(p)) })
+	if err := f.FollowMark(tail+wal.LSN(len(p)), 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, f); !maps.Equal(got, m) {
+		t.Fatalf("%d keys, want %d", len(got), len(m))
+	}
+}

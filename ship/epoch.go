@@ -142,6 +142,9 @@ func place(up, down view, empty bool, promised wal.Epoch, committed wal.LSN, seg
 	if down.end < up.tail {
 		e := refuse(CodeTrimmed, "the follower ends at %s, the upstream's tail is %s", down.end, up.tail)
 		e.LSN = up.tail
+		if f.shared {
+			e.Epoch = up.epoch() // what the follower holds is known to be of this history
+		}
 		return 0, e
 	}
 	return down.end, nil

@@ -53,6 +53,7 @@ type FollowerStatus struct {
 	Received     uint64    // log bytes received since Run began
 	Attempts     uint64    // connections tried since Run began
 	Cuts         uint64    // cuts back to a fork since Run began
+	Restarts     uint64    // times that the log was given up and copied anew since Run began
 	LastError    error     // why the last connection ended or failed; nil while it has not
 }
 
@@ -181,8 +182,11 @@ func (f *Follower) join(c *conn) (*Welcome, error) {
 		return m, c.start(f.opts.Timeout)
 	case *Refusal:
 		e := m.err()
-		if e.Code == CodeDiverged {
+		switch e.Code {
+		case CodeDiverged:
 			return nil, f.cut(j, e)
+		case CodeTrimmed:
+			return nil, f.startOver(j, e)
 		}
 		return nil, e
 	}
@@ -291,6 +295,24 @@ func (f *Follower) cut(j *Join, r *Error) error {
 	f.st.Cuts++
 	f.mu.Unlock()
 	return fmt.Errorf("%w %s", errCut, r.LSN)
+}
+
+// startOver gives up a log that the upstream, which has the same history, can no longer continue. The next attempt copies from the
+// upstream's tail. Without a history in common that is for the operator to decide.
+func (f *Follower) startOver(j *Join, r *Error) error {
+	node, ok := f.node.(Restarter)
+	if !ok || r.Epoch == 0 || r.LSN <= j.End {
+		return r
+	}
+	f.opts.Logger.Warn("starting over: the upstream's log begins behind the end of this one", "end_lsn", j.End.String(),
+		"upstream_tail_lsn", r.LSN.String())
+	if err := node.StartOver(); err != nil {
+		return fmt.Errorf("ship: start over: %w", err)
+	}
+	f.mu.Lock()
+	f.st.Restarts++
+	f.mu.Unlock()
+	return fmt.Errorf("%w 0: the upstream's log begins at %s", errCut, r.LSN)
 }
 
 func (f *Follower) connected(w *Welcome) {

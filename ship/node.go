@@ -44,6 +44,12 @@ type Cutter interface {
 	CutLog(to wal.LSN) error
 }
 
+// Restarter is implemented by follower nodes that can give up their whole log, and what they derived from it, to copy it anew.
+// The log is empty, durably, on return. A node that is no Restarter stops with [ErrTrimmed] where that is needed.
+type Restarter interface {
+	StartOver() error
+}
+
 // LogClock is implemented by leader nodes that have a better clock than the system's: log time, which never falls.
 type LogClock interface {
 	// LogTime returns Unix milliseconds.

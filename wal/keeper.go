@@ -128,6 +128,19 @@ func (k *keeper) openLocked() error {
 	return err
 }
 
+// forget closes the mark file, which is about to be removed.
+func (k *keeper) forget() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.last = mark{}
+	if k.file == nil {
+		return nil
+	}
+	f := k.file.f
+	k.file = nil
+	return f.Close()
+}
+
 func (k *keeper) stop() {
 	if k == nil {
 		return

@@ -148,6 +148,13 @@ func (l *Log) finishCut() error {
 	if to == noLSN || l.opts.ReadOnly {
 		return nil
 	}
+	if to == 0 {
+		l.report.Resumed = true
+		if err := l.finishReset(); err != nil {
+			return fmt.Errorf("finish a reset: %w", err)
+		}
+		return nil
+	}
 	names, err := l.segmentNames()
 	if err != nil {
 		return err

@@ -1,0 +1,106 @@
+package ship_test
+
+import (
+	"context"
+	"math/rand/v2"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"shiplog/ship"
+	"shiplog/wal"
+	"shiplog/wal/waltest"
+)
+
+// restarter is a node that can give up its log.
+type restarter struct{ *node }
+
+func (r restarter) StartOver() error {
+	r.mu.Lock()
+	r.committed = 0
+	r.mu.Unlock()
+	return r.log.Reset()
+}
+
+// TestStartOver: a follower whose end has been trimmed upstream starts over at the tail by itself, and ends with the same bytes.
+func TestStartOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(4, 4))
+		l := smallLog(t, rng)
+		c := startLeader(t, l, nil)
+		n := newFollowerNode(t)
+		f := c.follow(n, ship.FollowerOptions{}, nil)
+		f.reaches(l.log.Head())
+		f.stop()
+		l.fill(t, 4*testSegment, rng)
+		if err := l.log.TrimBefore(2 * testSegment); err != nil {
+			t.Fatal(err)
+		}
+		dial := func(context.Context) (net.Conn, error) { return c.ln.dial(nil) }
+		again, err := ship.NewFollower(restarter{n}, &ship.FollowerOptions{Dial: dial})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- again.Run(ctx) }()
+		until(t, "all is copied", func() bool { return n.log.Head() == l.log.Head() })
+		samePrefix(t, l.log, n.log)
+		if n.log.Tail() != l.log.Tail() || n.log.Tail() == 0 {
+			t.Errorf("starts at %s, want %s", n.log.Tail(), l.log.Tail())
+		}
+		if got := again.Status().Restarts; got != 1 {
+			t.Errorf("%d restarts, want 1", got)
+		}
+		cancel()
+		<-done
+		c.stop()
+	})
+}
+
+// TestStartOverAnotherHistory: without a history in common it is not for the follower to give its log up.
+func TestStartOverAnotherHistory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(5, 5))
+		disk := waltest.NewDisk()
+		l := openNode(t, disk, "leader")
+		if err := l.log.Create(wal.Rule{}); err != nil {
+			t.Fatal(err)
+		}
+		l.fill(t, 20_000, rng)
+		c := startLeader(t, l, nil)
+		n := newFollowerNode(t)
+		f := c.follow(n, ship.FollowerOptions{}, nil)
+		f.reaches(l.log.Head())
+		f.stop()
+		c.stop()
+		if _, err := l.log.StartEpoch(wal.MakeEpoch(2, 0), wal.Rule{}); err != nil {
+			t.Fatal(err)
+		}
+		l.fill(t, 4*testSegment, rng)
+		if err := l.log.TrimBefore(2 * testSegment); err != nil {
+			t.Fatal(err)
+		}
+		// Opened anew, the leader's log knows no more than the epochs that it holds.
+		l.close()
+		l = openNode(t, disk, "leader")
+		c = startLeader(t, l, nil)
+		end := n.log.Head()
+		again, err := ship.NewFollower(restarter{n}, &ship.FollowerOptions{Dial: func(context.Context) (net.Conn, error) { return c.ln.dial(nil) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- again.Run(t.Context()) }()
+		select {
+		case err = <-done:
+		case <-time.After(time.Minute):
+			t.Fatal("still running: ", again.Status().LastError)
+		}
+		if !ship.Final(err) || n.log.Head() != end {
+			t.Errorf("run returned %v; head %v, was %v", err, n.log.Head(), end)
+		}
+		c.stop()
+	})
+}
