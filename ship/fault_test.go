@@ -148,7 +148,11 @@ func TestSplitAtEveryByte(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rng := seeded(t, 3)
 		l := newLeaderNode(t)
-		l.fill(t, 100<<10, rng)
+		size := 100 << 10
+		if testing.Short() {
+			size = 8 << 10
+		}
+		l.fill(t, size, rng)
 		c := startLeader(t, l, nil)
 		defer c.stop()
 		for _, most := range []int{1, 2, 3, 7, 31, 4095} {

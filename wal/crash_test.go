@@ -72,12 +72,12 @@ func play(w *world) error {
 // TestCrashAnywhere lets the machine lose power at each change that a workload makes, and looks at what is left.
 func TestCrashAnywhere(t *testing.T) {
 	t.Parallel()
-	seeds := []uint64{0, 1, 2, 3, 4, 5}
+	seeds, step := []uint64{0, 1, 2, 3, 4, 5}, 1
 	if testing.Short() {
-		seeds = []uint64{0, 2}
+		seeds, step = []uint64{0, 2}, 5
 	}
 	points := 0
-	for k := 0; ; k++ {
+	for k := 0; ; k += step {
 		d := waltest.NewDisk()
 		d.WriteBackAtRandom(uint64(k))
 		d.Inject(waltest.Fault{Skip: k, Crash: true})
@@ -196,7 +196,7 @@ func TestCrashDuringRecovery(t *testing.T) {
 	t.Parallel()
 	step := 5
 	if testing.Short() {
-		step = 23
+		step = 97
 	}
 	points := 0
 	for k := 0; ; k += step {
@@ -258,7 +258,11 @@ func items(w *world, d *waltest.Disk) ([]item, error) {
 // TestKillAnywhere kills the process, not the machine, at each change: all that was appended is there.
 func TestKillAnywhere(t *testing.T) {
 	t.Parallel()
-	for k := 0; ; k += 3 {
+	step := 3
+	if testing.Short() {
+		step = 19
+	}
+	for k := 0; ; k += step {
 		d := waltest.NewDisk()
 		in := d.Inject(waltest.Fault{Skip: k, Crash: true})
 		w := newWorld(d, dbDir)

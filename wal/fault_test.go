@@ -20,7 +20,7 @@ func TestFaultAnywhere(t *testing.T) {
 	t.Parallel()
 	poisoned, step := 0, 1
 	if testing.Short() {
-		step = 5
+		step = 17
 	}
 	for _, times := range []int{1, waltest.Forever} {
 		for k := 0; ; k += step {

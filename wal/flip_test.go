@@ -270,7 +270,7 @@ func TestEveryBit(t *testing.T) {
 						continue // zeros like those before
 					}
 					for bit := range 8 {
-						if testing.Short() && (off+bit)%3 != 0 {
+						if testing.Short() && (off+bit)%17 != 0 {
 							continue
 						}
 						q := bytes.Clone(p)
@@ -320,6 +320,9 @@ func TestEveryLength(t *testing.T) {
 					if log && wal.LSN(n) > s.end+64 && n%509 != 0 || !log && n%4096 > 128 && n%509 != 0 {
 						continue
 					}
+					if testing.Short() && n%7 != 0 {
+						continue
+					}
 					at, to := wal.LSN(0), wal.LSN(0)
 					if log && wal.LSN(n) < s.end {
 						at, to = wal.LSN(n), s.end
@@ -347,7 +350,10 @@ func TestDamagedBlocks(t *testing.T) {
 	t.Parallel()
 	for _, s := range []*small{closedSmall(t, medium...), killedSmall(t, medium...)} {
 		t.Run(s.name, func(t *testing.T) {
-			c := newTally(t)
+			c, stride := newTally(t), 1
+			if testing.Short() {
+				stride = 7
+			}
 			size := s.world.opts.SegmentSize
 			for base := wal.LSN(0); base < s.end; base += wal.LSN(size) {
 				name := s.segment(base)
@@ -370,14 +376,14 @@ func TestDamagedBlocks(t *testing.T) {
 					outcome, err := s.damage(map[string][]byte{name: q}, at, to)
 					c.add(fmt.Sprintf("%s: %s", name, what), outcome, err)
 				}
-				for off := 0; off < len(p); off += 512 {
+				for off := 0; off < len(p); off += 512 * stride {
 					overwrite(fmt.Sprintf("sector at %d is zero", off), map[int][]byte{off: make([]byte, 512)})
 				}
-				for off := 37; off < len(p); off += 997 {
+				for off := 37; off < len(p); off += 997 * stride {
 					overwrite(fmt.Sprintf("bit at %d", off), map[int][]byte{off: {p[off] ^ 1<<(off%8)}})
 				}
 				for a := 0; a+4096 <= len(p); a += 4096 {
-					for b := a + 4096; b+4096 <= len(p); b += 3 * 4096 {
+					for b := a + 4096; b+4096 <= len(p); b += 3 * 4096 * stride {
 						overwrite(fmt.Sprintf("blocks at %d and %d change places", a, b), map[int][]byte{a: p[b : b+4096], b: p[a : a+4096]})
 					}
 				}

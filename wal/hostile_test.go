@@ -184,6 +184,9 @@ func TestHostileTail(t *testing.T) {
 	d := waltest.NewDisk()
 	w := newWorld(d, dbDir)
 	w.opts.SegmentSize = 32 << 20
+	if testing.Short() {
+		w.opts.SegmentSize = 4 << 20
+	}
 	for _, err := range []error{w.open(), w.create(), w.append(true, []int{100})} {
 		if err != nil {
 			t.Fatal(err)

@@ -155,7 +155,7 @@ func (c *counter) check(t *testing.T, client *redis.Client) {
 func TestKills(t *testing.T) {
 	kills := 100
 	if testing.Short() {
-		kills = 10
+		kills = 4
 	}
 	for _, rule := range []string{"durable", "replicated:1"} {
 		t.Run(rule, func(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
+	"go.uber.org/goleak"
 
 	"shiplog/cmd/shiplog/internal/httpd"
 	"shiplog/engine"
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(runAsMain) != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // process is a node in a process of its own.
@@ -87,6 +88,9 @@ func newNode(t testing.TB, dir string, args ...string) *process {
 	addrs := ports(t, 3)
 	p := &process{t: t, dir: dir, resp: addrs[0], ship: addrs[1], http: addrs[2], scheme: "http"}
 	p.args = append([]string{"serve", "--dir", dir, "--listen", p.resp, "--ship", p.ship, "--http", p.http}, args...)
+	if !slices.Contains(args, "--follow") {
+		p.args = append(p.args, "--segment-size", fmt.Sprint(4<<20)) // recovery reads whole segments, and there are many
+	}
 	return p
 }
 
@@ -100,7 +104,7 @@ func (p *process) start() {
 			return false
 		}
 		res.Body.Close()
-		return res.StatusCode == http.StatusOK || len(p.args) > 0 && strings.Contains(strings.Join(p.args, " "), "--follow")
+		return res.StatusCode == http.StatusOK || len(p.args) > 0 && slices.Contains(p.args, "--follow")
 	})
 }
 
