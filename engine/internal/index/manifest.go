@@ -84,7 +84,7 @@ func readManifest(fsys vfs.FS, dir string) ([]manifestRun, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // opened to be read only
 	size, err := f.Size()
 	if err != nil || size > maxManifest {
 		return nil, errors.Join(err, errBadManifest)

@@ -15,8 +15,6 @@ type Entries struct {
 	t     *table
 	built []*openRun // oldest first
 	base  bool       // the run has no older layer
-	done  wal.LSN    // everything below is in built
-	err   error
 }
 
 // Insert is [Index.Insert].

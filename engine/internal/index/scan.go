@@ -75,7 +75,6 @@ type merger struct {
 	key     []byte
 	version memindex.Version
 	layer   int
-	layers  int
 	err     error
 	sources []source
 }

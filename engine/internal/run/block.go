@@ -242,7 +242,8 @@ const (
 // the one with number i, and next is the offset behind it. If all entries are below, outcome is below.
 func (d *dataBlock) scan(g int, key []byte, known int, base uint64, e *entry) (i int, next uint32, o outcome) {
 	b, at := d.b, d.offset(g)
-	shared, size, ref, kind := e.shared, e.size, e.ref, e.kind
+	shared, size, ref := e.shared, e.size, e.ref
+	var kind memindex.Kind // of the entry at i
 	for i = range d.count(g) {
 		x, rest, more, delta := uint32(escape<<4), uint32(0), uint32(0), uint64(0)
 		if int(at)+entryFast <= len(b) {

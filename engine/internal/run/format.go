@@ -6,7 +6,6 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
-	"shiplog/engine/internal/memindex"
 	"shiplog/wal"
 )
 
@@ -27,8 +26,6 @@ const (
 	maxFences = 64 << 10
 	maxLevels = 16
 
-	// maxDataPages holds one entry of the longest key.
-	maxDataPages = (memindex.MaxKeyLen + 2*pageSize) / pageSize
 	// maxPages keeps page numbers below the bit that marks a continuation.
 	maxPages = 1<<31 - 1
 )

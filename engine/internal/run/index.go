@@ -199,11 +199,11 @@ func (x *indexBlock) among(lo int, h uint64, rest []byte) int {
 // tail returns what is behind the head of separator i.
 func (x *indexBlock) tail(i int) []byte {
 	tails := x.b[blockHeader+indexEntry*x.n+x.common:]
-	from, to := 0, 0
+	from := 0
 	if i > 0 {
 		from, _ = x.end(i - 1)
 	}
-	to, _ = x.end(i)
+	to, _ := x.end(i)
 	to = min(to, len(tails))
 	return tails[min(from, to):to]
 }
