@@ -129,5 +129,5 @@ func (s store) Limits() (maxKey, maxValue int) { return engine.MaxKeySize, engin
 
 func (s store) Writable() bool { return s.db.Role() == engine.Leader }
 
-// Now is the wall clock: the engine judges expiry by log time, which follows it and never falls.
-func (s store) Now() time.Time { return time.Now() }
+// Now is log time, by which the engine judges expiry. It may be ahead of the wall clock, or behind after that was set.
+func (s store) Now() time.Time { return time.UnixMilli(s.db.LogTime()) }
