@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"shiplog/engine"
 	"shiplog/wal"
+	"shiplog/wal/waltest"
 )
 
 // peer plays a follower that confirms what it is told to.
@@ -53,48 +56,62 @@ func write(t testing.TB, db *engine.DB, key, value string) <-chan error {
 	return done
 }
 
+// bubble runs fn in which synctest.Wait returns when everything has happened that can, so that what did not happen
+// can be tested.
+func bubble(t *testing.T, fn func(t *testing.T)) {
+	engine.ForgetCommits()
+	defer engine.ForgetCommits()
+	synctest.Test(t, fn)
+}
+
 func TestWriteIsInvisibleUntilItsRuleHolds(t *testing.T) {
 	for _, level := range []engine.Level{engine.Received(1), engine.Replicated(1), engine.Applied(1)} {
 		t.Run(level.String(), func(t *testing.T) {
-			db := open(t, t.TempDir(), &engine.Options{Commit: level})
-			f := join(t, db, "f")
-			f.confirm()
-			done := write(t, db, "k", "v")
-			s := db.Snapshot()
-			defer s.Close()
-			wantMissing(t, db.Get, "k")
-			wantMissing(t, s.Get, "k")
-			if got := keys(t, db.NewIter(nil)); len(got) != 0 {
-				t.Errorf("iterator saw %q", got)
-			}
-			select {
-			case err := <-done:
-				t.Fatal("Put returned", err)
-			default:
-			}
-			f.confirm()
-			if err := <-done; err != nil {
-				t.Fatal(err)
-			}
-			wantGet(t, db.Get, "k", "v")
-			wantMissing(t, s.Get, "k")
+			bubble(t, func(t *testing.T) {
+				db := open(t, "db", &engine.Options{Commit: level, FS: waltest.NewDisk()})
+				f := join(t, db, "f")
+				f.confirm()
+				done := write(t, db, "k", "v")
+				synctest.Wait()
+				s := db.Snapshot()
+				defer s.Close()
+				wantMissing(t, db.Get, "k")
+				wantMissing(t, s.Get, "k")
+				if got := keys(t, db.NewIter(nil)); len(got) != 0 {
+					t.Errorf("iterator saw %q", got)
+				}
+				select {
+				case err := <-done:
+					t.Fatal("Put returned", err)
+				default:
+				}
+				f.confirm()
+				if err := <-done; err != nil {
+					t.Fatal(err)
+				}
+				wantGet(t, db.Get, "k", "v")
+				wantMissing(t, s.Get, "k")
+			})
 		})
 	}
 }
 
-// TestApplyCountsDisksNotMemory: what a follower has received alone never commits under replicated.
+// TestReceivedIsNotReplicated: what a follower has received alone never commits under replicated.
 func TestReceivedIsNotReplicated(t *testing.T) {
-	db := open(t, t.TempDir(), &engine.Options{Commit: engine.Replicated(1)})
-	f := join(t, db, "f")
-	f.confirm()
-	done := write(t, db, "k", "v")
-	end, durable := db.Log().Head(), db.Committed()
-	db.PeerAck(f.id, end, durable, end, durable)
-	wantMissing(t, db.Get, "k")
-	f.confirm()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	bubble(t, func(t *testing.T) {
+		db := open(t, "db", &engine.Options{Commit: engine.Replicated(1), FS: waltest.NewDisk()})
+		f := join(t, db, "f")
+		f.confirm()
+		done := write(t, db, "k", "v")
+		end, durable := db.Log().Head(), db.Committed()
+		db.PeerAck(f.id, end, durable, end, durable)
+		synctest.Wait()
+		wantMissing(t, db.Get, "k")
+		f.confirm()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 func TestTooFewFollowers(t *testing.T) {
@@ -235,6 +252,31 @@ func TestRestartShowsNothingEarly(t *testing.T) {
 	wantGet(t, db.Get, "old", "v")
 }
 
+// TestUncleanStopRaisesTheEpoch: what followers may hold beyond the end of a leader that has crashed is of another epoch
+// than what it writes from now on.
+func TestUncleanStopRaisesTheEpoch(t *testing.T) {
+	disk := waltest.NewDisk()
+	opts := &engine.Options{FS: disk}
+	db := open(t, "db", opts)
+	mustPut(t, db, "k", "v")
+	epoch := db.Log().Epoch()
+	opts.FS = disk.Kill()
+	db.Close()
+	db = open(t, "db", opts)
+	if got := db.Log().Epoch(); got != epoch.NextRestart() {
+		t.Errorf("epoch %v after an unclean stop in %v", got, epoch)
+	}
+	epoch = db.Log().Epoch()
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db = open(t, "db", opts)
+	mustPut(t, db, "k", "w")
+	if got := db.Log().Epoch(); got != epoch {
+		t.Errorf("epoch %v after a clean stop in %v", got, epoch)
+	}
+}
+
 func TestDegrade(t *testing.T) {
 	db := open(t, t.TempDir(), &engine.Options{Commit: engine.Replicated(1), TooFew: engine.Degrade, DegradeAfter: time.Millisecond})
 	mustPut(t, db, "k", "v")
@@ -242,10 +284,16 @@ func TestDegrade(t *testing.T) {
 	if db.Stats().Degraded == 0 {
 		t.Error("the degraded span is not open")
 	}
+	if got := spans(t, db); got != "begin write" {
+		t.Errorf("the log has %q", got)
+	}
 	f := join(t, db, "f")
 	f.confirm()
 	if at := db.Stats().Degraded; at != 0 {
 		t.Errorf("the degraded span from %v is still open", at)
+	}
+	if got := spans(t, db); got != "begin write end" {
+		t.Errorf("the log has %q", got)
 	}
 	f.confirm()
 	done := write(t, db, "k", "w")
@@ -255,6 +303,31 @@ func TestDegrade(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantGet(t, db.Get, "k", "w")
+}
+
+// spans lists writes and the control records around degraded spans, as they stand in the log.
+func spans(t *testing.T, db *engine.DB) string {
+	t.Helper()
+	var out []string
+	r := db.Log().NewReader(0)
+	defer r.Close()
+	for r.Next() {
+		if !r.Frame().Control() {
+			out = append(out, "write")
+			continue
+		}
+		c, err := wal.DecodeControl(r.Raw())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d, ok := c.(*wal.DegradedRecord); ok {
+			out = append(out, map[bool]string{true: "begin", false: "end"}[d.Begin])
+		}
+	}
+	if r.Err() != nil {
+		t.Fatal(r.Err())
+	}
+	return strings.Join(out, " ")
 }
 
 // TestStrongerLevel: under an asynchronous rule one call can ask for more; readers see the write when
@@ -300,7 +373,11 @@ func TestStrongerLevel(t *testing.T) {
 // TestRefusalWaitsForWhatItSaw: a conditional operation that is refused because of a write that is
 // not confirmed says so only when that write is.
 func TestRefusalWaitsForWhatItSaw(t *testing.T) {
-	db := open(t, t.TempDir(), &engine.Options{Commit: engine.Replicated(1)})
+	bubble(t, refusalWaits)
+}
+
+func refusalWaits(t *testing.T) {
+	db := open(t, "db", &engine.Options{Commit: engine.Replicated(1), FS: waltest.NewDisk()})
 	f := join(t, db, "f")
 	f.confirm()
 	put := write(t, db, "k", "v")
@@ -313,6 +390,7 @@ func TestRefusalWaitsForWhatItSaw(t *testing.T) {
 		refused <- !ok
 	}()
 	later := write(t, db, "other", "v") // behind the refusal or before it: both must wait
+	synctest.Wait()
 	select {
 	case <-refused:
 		t.Fatal("refused because of what nobody may see yet")

@@ -1,5 +1,11 @@
 package engine
 
+import (
+	"sync"
+
+	"shiplog/wal"
+)
+
 // Queued is how many commits wait to be taken into a group.
 func (db *DB) Queued() int {
 	db.pipe.mu.Lock()
@@ -13,3 +19,18 @@ func FreezeEvery(n int) (restore func()) {
 	old := freezeEvery.Swap(int64(n))
 	return func() { freezeEvery.Store(old) }
 }
+
+// Indexed reports whether the index has a version of key, visible or not.
+func (db *DB) Indexed(key string) bool {
+	_, ok, err := db.idx.Latest([]byte(key))
+	return ok && err == nil
+}
+
+// ForgetCommits empties the pool of commits: a bubble must neither find nor leave channels of another's.
+func ForgetCommits() { commitPool = sync.Pool{New: commitPool.New} }
+
+// MoveTail records that the log begins at to, and Trim removes what it may.
+func (db *DB) MoveTail(to wal.LSN) error { return db.moveTail(to) }
+
+// Trim removes the segments that tail records have given up.
+func (db *DB) Trim() { db.trim() }

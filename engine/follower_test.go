@@ -1,7 +1,9 @@
 package engine_test
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	"shiplog/engine"
 	"shiplog/wal"
@@ -80,4 +82,77 @@ func TestCutLog(t *testing.T) {
 	wantGet(t, f.Get, "changed", "old")
 	wantGet(t, f.Get, "other", "1")
 	wantMissing(t, f.Get, "cut")
+}
+
+// TestFollowerShowsWholeBatches: whatever mark it is told, a follower that has half of a batch shows none of it.
+func TestFollowerShowsWholeBatches(t *testing.T) {
+	leader := open(t, t.TempDir(), &engine.Options{Compression: engine.NoCompression})
+	mustPut(t, leader, "before", "1")
+	start := leader.Log().Head()
+	b := leader.NewBatch()
+	for i := range 10 {
+		b.Put(fmt.Append(nil, "k", i), make([]byte, 3000))
+	}
+	if _, err := leader.Commit(ctx, b, engine.Default); err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, t.TempDir(), &engine.Options{Follower: true})
+	feed(t, leader, f, start)
+	if err := f.FollowMark(leader.Log().Head(), 0); err != nil {
+		t.Fatal(err)
+	}
+	r := leader.Log().NewReader(start)
+	defer r.Close()
+	frames := 0
+	for ; r.Next() && !r.Frame().Last(); frames++ {
+		at, end := r.Frame().LSN, r.Frame().End()
+		p := make([]byte, end-at)
+		if _, err := leader.Log().ReadAt(p, at); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Log().AppendRaw(at, p); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the frame is in the index", func() bool { return f.Indexed("k0") })
+		if f.Applied() != start || f.Visible() != start {
+			t.Fatalf("applied %v, visible %v; the last whole batch ends at %v", f.Applied(), f.Visible(), start)
+		}
+		wantMissing(t, f.Get, "k0")
+	}
+	if frames < 2 {
+		t.Fatalf("the batch has %d frames before its last", frames)
+	}
+	feed(t, leader, f, leader.Log().Head())
+	for i := range 10 {
+		wantGet(t, f.Get, fmt.Sprint("k", i), string(make([]byte, 3000)))
+	}
+}
+
+// TestLogTimeNeverFalls: a leader whose clock is behind its predecessor's revives nothing on a follower.
+func TestLogTimeNeverFalls(t *testing.T) {
+	now := time.UnixMilli(1_000_000)
+	leader := open(t, t.TempDir(), &engine.Options{Now: func() time.Time { return now }})
+	b := leader.NewBatch()
+	b.PutTTL([]byte("k"), []byte("v"), now.Add(time.Minute))
+	if _, err := leader.Commit(ctx, b, engine.Default); err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, t.TempDir(), &engine.Options{Follower: true, Now: func() time.Time { return now }})
+	feed(t, leader, f, leader.Log().Head())
+	tell := func(clock time.Time) {
+		t.Helper()
+		if err := f.FollowMark(leader.Log().Head(), clock.UnixMilli()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tell(now)
+	wantGet(t, f.Get, "k", "v")
+	tell(now.Add(time.Hour))
+	wantMissing(t, f.Get, "k")
+	before := f.LogTime()
+	tell(now)
+	if f.LogTime() < before {
+		t.Errorf("log time fell from %d to %d", before, f.LogTime())
+	}
+	wantMissing(t, f.Get, "k")
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -349,4 +350,72 @@ func TestStartOver(t *testing.T) {
 	if got := state(t, f); !maps.Equal(got, m) {
 		t.Fatalf("%d keys, want %d", len(got), len(m))
 	}
+}
+
+// TestSegmentsStayUntilTheRecordIsCommitted: a tail record that followers have not confirmed may be lost with this node;
+// what it gives up is kept until then, and goes after it.
+func TestSegmentsStayUntilTheRecordIsCommitted(t *testing.T) {
+	const segment = 64 << 10
+	db := open(t, t.TempDir(), &engine.Options{
+		Commit: engine.Replicated(1), SegmentSize: segment, Compression: engine.NoCompression, SpaceFactor: -1,
+	})
+	f := join(t, db, "f")
+	f.confirm()
+	for db.Log().Head() < 4*segment {
+		done := write(t, db, "k", strings.Repeat("x", 10_000))
+		f.confirm()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	committed := db.Committed()
+	if err := db.MoveTail(2 * segment); err != nil {
+		t.Fatal(err)
+	}
+	db.Trim()
+	if db.Log().Tail() != 0 || db.Committed() != committed {
+		t.Errorf("the log begins at %v; the record is not committed", db.Log().Tail())
+	}
+	f.confirm()
+	db.Trim()
+	if tail := db.Log().Tail(); tail == 0 || tail > 2*segment {
+		t.Errorf("the log begins at %v, the record is committed", tail)
+	}
+	wantGet(t, db.Get, "k", strings.Repeat("x", 10_000))
+}
+
+// TestRunsOfAnotherLog: runs that lie in a directory whose log they were not made from are not believed.
+func TestRunsOfAnotherLog(t *testing.T) {
+	defer engine.FreezeEvery(20)()
+	disk := waltest.NewDisk()
+	want := model{}
+	for _, name := range []string{"a", "b"} {
+		db := open(t, name, &engine.Options{FS: disk})
+		for i := range 200 {
+			k := fmt.Sprint(name, i)
+			mustPut(t, db, k, k)
+			if name == "b" {
+				want[k] = k
+			}
+		}
+		waitFor(t, "there are runs", func() bool { return db.Stats().Index.Runs > 0 })
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name := range disk.Files() {
+		if dir, file := filepath.Split(name); filepath.Clean(dir) == "/b/index" {
+			if err := disk.Remove(filepath.Join("b/index", file)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, p := range disk.Files() {
+		if dir, file := filepath.Split(name); filepath.Clean(dir) == "/a/index" {
+			if err := disk.WriteFile(filepath.Join("b/index", file), p); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	same(t, open(t, "b", &engine.Options{FS: disk}), want, "with another log's runs")
 }

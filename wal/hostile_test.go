@@ -111,6 +111,9 @@ func TestHostileFrames(t *testing.T) {
 		{"continuation of nothing", forged{stored: 8, raw: 8, flags: 18}, make([]byte, 8), false},
 		{"control record with two records", forged{stored: 8, raw: 8, count: 2, flags: 7}, make([]byte, 8), false},
 		{"epoch that falls", forged{stored: 8, raw: 8, count: 1, flags: 3, epoch: 1}, make([]byte, 8), false},
+		{"record of an epoch that falls", forged{stored: 7, raw: 7, count: 1, flags: 7, epoch: 1}, []byte{3, 0, 0, 0, 0, 0, 0}, false},
+		{"batch without a beginning", forged{stored: 8, raw: 8, count: 1, flags: 2}, make([]byte, 8), false},
+		{"log time that falls", forged{stored: 8, raw: 8, count: 1, flags: 3, time: 1}, make([]byte, 8), false},
 		{"S2 payload that unpacks to 64 MiB", forged{raw: 4096, codec: 1, count: 1, flags: 3}, bomb(t, 1), true},
 		{"Zstd payload that unpacks to 64 MiB", forged{raw: 4096, codec: 2, count: 1, flags: 3}, bomb(t, 2), true},
 		{"S2 payload that claims 4 GiB", forged{raw: 4096, codec: 1, count: 1, flags: 3}, append(binary.AppendUvarint(nil, 1<<32-1), 0, 0), true},
@@ -137,7 +140,9 @@ func TestHostileFrames(t *testing.T) {
 		if len(c.payload) > 16_000 {
 			c.payload = c.payload[:16_000] // a limit that is checked elsewhere
 		}
-		c.frame.time = 60_000
+		if c.frame.time == 0 {
+			c.frame.time = 60_000
+		}
 		if c.frame.stored == 0 && len(c.payload) > 0 {
 			c.frame.stored = uint32(len(c.payload))
 		}

@@ -75,3 +75,20 @@ func TestDeviceFails(t *testing.T) {
 		})
 	}
 }
+
+// TestFailedAllocation: what a full disk refuses leaves a file as long as it was.
+func TestFailedAllocation(t *testing.T) {
+	for _, kind := range []string{"tmpfs", "ext4", "xfs"} {
+		t.Run(kind, func(t *testing.T) {
+			m := waltest.NewMount(t, kind, 16<<20)
+			f := create(t, vfs.OS, filepath.Join(m.Dir, "f"), []byte("12345"))
+			if err := f.Allocate(0, 1<<30); !vfs.IsNoSpace(err) {
+				t.Errorf("a gigabyte: %v", err)
+			}
+			if n, err := f.Size(); n != 5 || err != nil {
+				t.Errorf("%d bytes after that, %v", n, err)
+			}
+			must(t, f.Close())
+		})
+	}
+}

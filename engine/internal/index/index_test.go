@@ -384,6 +384,30 @@ func TestMergesKeepRunsFew(t *testing.T) {
 	o.check(rand.New(rand.NewPCG(1, 1)), o.at)
 }
 
+// TestUnstableStaysInMemory: what may still be cut from the log is in no run, however often it is asked for.
+func TestUnstableStaysInMemory(t *testing.T) {
+	o := newOwner(t)
+	o.open()
+	defer func() { o.x.Close() }()
+	for i := range 100 {
+		o.insert(fmt.Sprint("k", i), memindex.Put)
+	}
+	mark := fmt.Appendf(nil, "mark %d", uint64(o.at))
+	for range 3 {
+		o.x.Settle(o.at, mark)
+		if s := o.x.Stats(); s.Runs != 0 || s.Tables != 2 {
+			t.Fatalf("%d runs and %d tables, nothing is stable", s.Runs, s.Tables)
+		}
+	}
+	o.mu.Lock()
+	o.stable = o.at
+	o.mu.Unlock()
+	o.x.Settle(o.at, mark)
+	if s := o.x.Stats(); s.Runs == 0 {
+		t.Fatal("no run, and everything is stable")
+	}
+}
+
 // TestDamagedFiles: whatever has become of the files, Open leaves out what is damaged, and what it names is right.
 func TestDamagedFiles(t *testing.T) {
 	build := func(t *testing.T) *owner {
