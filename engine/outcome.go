@@ -56,23 +56,12 @@ func (db *DB) Outcome(p Position) (Outcome, error) {
 // it gives read-your-writes on any node, with that of a read monotonic reads. ErrLost, and no wait,
 // for a position that a fork has left behind.
 func (db *DB) WaitApplied(ctx context.Context, p Position) error {
-	for {
-		changed := db.marks.change()
+	return db.waitMarks(ctx, func() (bool, error) {
 		if err := db.checkLineage(p); err != nil && !errors.Is(err, ErrTrimmed) {
-			return err
+			return false, err
 		}
-		if db.marks.visibleLSN() >= p.LSN {
-			return nil
-		}
-		if db.closed.Load() {
-			return ErrClosed
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+		return db.marks.visibleLSN() >= p.LSN, nil
+	})
 }
 
 // WaitLevel returns once level l holds for everything up to p on this leader; the rule holds too.
@@ -80,13 +69,20 @@ func (db *DB) WaitLevel(ctx context.Context, p Position, l Level) error {
 	if err := l.Validate(); err != nil {
 		return err
 	}
+	return db.waitMarks(ctx, func() (bool, error) {
+		if err := db.checkLineage(p); err != nil {
+			return false, err
+		}
+		return db.marks.holds(p.LSN, l), nil
+	})
+}
+
+// waitMarks asks ready after each change of the marks, and returns once it says yes or fails.
+func (db *DB) waitMarks(ctx context.Context, ready func() (bool, error)) error {
 	for {
 		changed := db.marks.change()
-		if err := db.checkLineage(p); err != nil {
+		if ok, err := ready(); ok || err != nil {
 			return err
-		}
-		if db.marks.holds(p.LSN, l) {
-			return nil
 		}
 		if db.closed.Load() {
 			return ErrClosed

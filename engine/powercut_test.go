@@ -19,21 +19,6 @@ import (
 	"shiplog/wal/waltest"
 )
 
-// powerCuts is how many cuts each part of TestPowerCuts makes; SHIPLOG_POWER_CUTS sets another number.
-func powerCuts(t *testing.T) int {
-	n := 12
-	if testing.Short() {
-		n = 4
-	}
-	if s := os.Getenv("SHIPLOG_POWER_CUTS"); s != "" {
-		var err error
-		if n, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return n
-}
-
 // TestPowerCuts cuts the power of real file systems while writers commit through the engine: nothing that was
 // acknowledged at Durable, or seen under that rule, is lost; nothing is half there; what was refused is not there; and
 // opening again changes nothing.
@@ -45,7 +30,7 @@ func TestPowerCuts(t *testing.T) {
 				m := waltest.NewMount(t, kind, 400<<20)
 				seed := seeds(t, 1)[0]
 				w := newPowerWorld(t, m, rule, seed)
-				for cut := range powerCuts(t) {
+				for cut := range waltest.PowerCuts(t, 12, 4) {
 					w.what = fmt.Sprintf("seed %d, cut %d", seed, cut)
 					w.writeUntilCut()
 					w.recover()

@@ -363,9 +363,7 @@ func TestDigestMismatchStops(t *testing.T) {
 		rng := seeded(t, 8)
 		l := smallLog(t, rng)
 		c := startLeader(t, l, nil)
-		n := newFollowerNode(t)
-		f := c.follow(n, ship.FollowerOptions{}, nil)
-		f.reaches(l.log.Head())
+		n, f := c.joined(ship.FollowerOptions{})
 		f.stop()
 		c.stop()
 		// The follower's log goes on by itself, in the leader's epoch and salt.
@@ -393,9 +391,7 @@ func TestDigestMismatchInStreamStops(t *testing.T) {
 		l := smallLog(t, rng)
 		c := startLeader(t, l, nil)
 		defer c.stop()
-		n := newFollowerNode(t)
-		f := c.follow(n, ship.FollowerOptions{}, nil)
-		f.reaches(l.log.Head())
+		n, f := c.joined(ship.FollowerOptions{})
 		until(t, "voter", func() bool { return l.isVoter(n.log.NodeID()) })
 		// The leader's log is cut and written anew to the same end: what no leader does.
 		from := l.log.Head()

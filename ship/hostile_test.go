@@ -136,9 +136,7 @@ func TestHandshakesAreBounded(t *testing.T) {
 			_, _ = hangsUp(t, nc)
 		}
 		// And there is room again.
-		n := newFollowerNode(t)
-		f := c.follow(n, ship.FollowerOptions{Secret: secret}, nil)
-		f.reaches(l.log.Head())
+		_, f := c.joined(ship.FollowerOptions{Secret: secret})
 		f.stop()
 	})
 }

@@ -313,6 +313,15 @@ func (c *cluster) follow(n *node, o ship.FollowerOptions, alter func(up, down *s
 	return startFollower(c.t, n, o)
 }
 
+// joined starts a follower of c with an empty log, and waits until it has what the leader has.
+func (c *cluster) joined(o ship.FollowerOptions) (*node, *following) {
+	c.t.Helper()
+	n := newFollowerNode(c.t)
+	f := c.follow(n, o, nil)
+	f.reaches(c.node.log.Head())
+	return n, f
+}
+
 func startFollower(t testing.TB, n *node, o ship.FollowerOptions) *following {
 	t.Helper()
 	f, err := ship.NewFollower(n, &o)

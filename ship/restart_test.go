@@ -29,9 +29,7 @@ func TestStartOver(t *testing.T) {
 		rng := rand.New(rand.NewPCG(4, 4))
 		l := smallLog(t, rng)
 		c := startLeader(t, l, nil)
-		n := newFollowerNode(t)
-		f := c.follow(n, ship.FollowerOptions{}, nil)
-		f.reaches(l.log.Head())
+		n, f := c.joined(ship.FollowerOptions{})
 		f.stop()
 		l.fill(t, 4*testSegment, rng)
 		if err := l.log.TrimBefore(2 * testSegment); err != nil {
@@ -70,9 +68,7 @@ func TestStartOverAnotherHistory(t *testing.T) {
 		}
 		l.fill(t, 20_000, rng)
 		c := startLeader(t, l, nil)
-		n := newFollowerNode(t)
-		f := c.follow(n, ship.FollowerOptions{}, nil)
-		f.reaches(l.log.Head())
+		n, f := c.joined(ship.FollowerOptions{})
 		f.stop()
 		c.stop()
 		if _, err := l.log.StartEpoch(wal.MakeEpoch(2, 0), wal.Rule{}); err != nil {

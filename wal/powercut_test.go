@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"testing"
 
 	"shiplog/wal"
@@ -13,25 +12,10 @@ import (
 	"shiplog/wal/waltest"
 )
 
-// powerCuts is how many cuts TestPowerCuts makes in all; SHIPLOG_POWER_CUTS sets another number.
-func powerCuts(t *testing.T) int {
-	n := 100
-	if testing.Short() {
-		n = 10
-	}
-	if s := os.Getenv("SHIPLOG_POWER_CUTS"); s != "" {
-		var err error
-		if n, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return n
-}
-
 // TestPowerCuts cuts the power of real file systems while a log is written: no acknowledged append is lost.
 func TestPowerCuts(t *testing.T) {
 	kinds := []string{"ext4", "xfs"}
-	cuts := powerCuts(t) / len(kinds)
+	cuts := waltest.PowerCuts(t, 100, 10) / len(kinds)
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			m := waltest.NewMount(t, kind, 64<<20)

@@ -3,10 +3,8 @@ package wal
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"shiplog/wal/vfs"
 )
@@ -155,7 +153,7 @@ func (l *Log) finishCut() error {
 		}
 		return nil
 	}
-	names, err := l.segmentNames()
+	names, err := segmentFiles(l.opts.FS, l.segDir())
 	if err != nil {
 		return err
 	}
@@ -196,27 +194,10 @@ func (l *Log) lowerMark(to LSN) error {
 	return errors.Join(f.write(m), f.f.Close())
 }
 
-// segmentNames lists the files with the name of a segment, in the order of their bases.
-func (l *Log) segmentNames() ([]string, error) {
-	names, err := l.opts.FS.ReadDir(l.segDir())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list segments: %w", err)
-	}
-	names = slices.DeleteFunc(names, func(n string) bool {
-		_, ok := parseSegmentName(n)
-		return !ok
-	})
-	slices.Sort(names)
-	return names, nil
-}
-
 // listSegments reads all headers. Files without a valid header behind the last segment are none: they come back as
 // strays. Anywhere else they are damage, as is a gap.
 func (l *Log) listSegments() (segs []*segment, stray []string, err error) {
-	names, err := l.segmentNames()
+	names, err := segmentFiles(l.opts.FS, l.segDir())
 	if err != nil {
 		return nil, nil, err
 	}

@@ -69,7 +69,7 @@ func (l *Log) intendReset() error {
 
 // finishReset removes the segments, newest first, and the mark, and clears the intent.
 func (l *Log) finishReset() error {
-	names, err := l.segmentNames()
+	names, err := segmentFiles(l.opts.FS, l.segDir())
 	if err != nil {
 		return err
 	}

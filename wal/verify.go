@@ -92,6 +92,7 @@ func verify(ctx context.Context, dir string, o *Options, limit LSN) (*VerifyRepo
 	return v.report, nil
 }
 
+// segmentFiles lists the files with the name of a segment, in the order of their bases; none where there is no directory.
 func segmentFiles(fsys vfs.FS, dir string) ([]string, error) {
 	names, err := fsys.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -26,16 +25,7 @@ import (
 // commit under replicated:1 and readers read at both nodes. Nothing that was acknowledged or seen is lost, nothing shows
 // on either node before both disks have it, and the logs stay the same.
 func TestPowerCutsOfAPair(t *testing.T) {
-	cuts := 15
-	if testing.Short() {
-		cuts = 3
-	}
-	if s := os.Getenv("SHIPLOG_POWER_CUTS"); s != "" {
-		var err error
-		if cuts, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	}
+	cuts := waltest.PowerCuts(t, 15, 3)
 	for _, kinds := range [][2]string{{"ext4", "xfs"}, {"xfs", "ext4"}} {
 		t.Run(kinds[0]+" and "+kinds[1], func(t *testing.T) {
 			seed := uint64(time.Now().UnixNano())

@@ -28,6 +28,22 @@ type Mount struct {
 	syncs sync.RWMutex // held by the syncs of FS, and by Shutdown against them
 }
 
+// PowerCuts is how many power cuts a test is to make: long, or with -short short; SHIPLOG_POWER_CUTS sets another number.
+func PowerCuts(t testing.TB, long, short int) int {
+	t.Helper()
+	if s := os.Getenv("SHIPLOG_POWER_CUTS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if testing.Short() {
+		return short
+	}
+	return long
+}
+
 // NewMount makes a file system of a kind that mkfs knows, or "tmpfs", of at least size bytes (xfs: 300 MiB at the
 // least; the image is sparse). It is unmounted when the test ends, by when every file and map in it must be closed.
 func NewMount(t testing.TB, kind string, size int64) *Mount {
