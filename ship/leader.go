@@ -366,6 +366,18 @@ func (l *Leader) clock() int64 {
 	return l.opts.Now().UnixMilli()
 }
 
+// lists reports whether a follower that was admitted is a voter still.
+func (l *Leader) lists(id wal.NodeID) bool {
+	v, ok := l.node.(VoterLister)
+	return !ok || v.IsVoter(id)
+}
+
+// listed reports whether the node says of itself that the follower is a voter.
+func (l *Leader) listed(id wal.NodeID) bool {
+	v, ok := l.node.(VoterLister)
+	return ok && v.IsVoter(id)
+}
+
 // awaitsSync reports whether voters are to sync at once.
 func (l *Leader) awaitsSync() bool {
 	h, ok := l.node.(SyncHinter)

@@ -56,6 +56,14 @@ type LogClock interface {
 	LogTime() int64
 }
 
+// VoterLister is implemented by leader nodes whose voters change. A follower that is no voter any more drops to the
+// committed mark at once; one that has become a voter is admitted at its next acknowledgement. With a node that is no VoterLister,
+// a voter stays one until its connection ends.
+type VoterLister interface {
+	// IsVoter reports whether the follower is a voter now. It is asked before each message, and does not block.
+	IsVoter(id wal.NodeID) bool
+}
+
 // SyncHinter is implemented by leader nodes that know whether anybody waits for the disks of followers, now. While
 // it says no, voters sync a little later instead of at once, which brings what they have received sooner. A node
 // that is no SyncHinter always waits.

@@ -26,7 +26,8 @@ type node struct {
 	subs      map[chan<- struct{}]struct{} // of marks; the log has its own
 	acks      map[wal.NodeID]ship.Positions
 	voters    map[wal.NodeID]string
-	refuseAll bool // nobody is a voter
+	out       map[wal.NodeID]bool // taken out of the rule
+	refuseAll bool                // nobody is a voter
 	gone      int
 	fenced    wal.Epoch
 	marks     int    // FollowMark calls
@@ -134,11 +135,29 @@ func (n *node) Fence(e wal.Epoch) error {
 func (n *node) AdmitPeer(id wal.NodeID, name, _ string) (bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.refuseAll {
+	if n.refuseAll || n.out[id] {
 		return false, nil
 	}
 	n.voters[id] = name
 	return true, nil
+}
+
+// IsVoter makes the node a ship.VoterLister.
+func (n *node) IsVoter(id wal.NodeID) bool { return n.isVoter(id) }
+
+// takeOut ends a follower's vote, as a change of the rule does; putBack gives it back.
+func (n *node) takeOut(id wal.NodeID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.voters, id)
+	n.out = map[wal.NodeID]bool{id: true}
+}
+
+func (n *node) putBack(id wal.NodeID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.out = nil
+	n.voters[id] = "back"
 }
 
 func (n *node) PeerAck(id wal.NodeID, received, durable, applied, visible wal.LSN) {

@@ -72,7 +72,7 @@ func newSession(l *Leader, c *conn, j *Join, start wal.LSN) *session {
 	s.sent.Store(uint64(start))
 	s.acked.Received = min(start, j.End)
 	s.eager.Store(j.Role == RoleVoter)
-	if limit := s.limit(); start >= limit {
+	if limit, _ := s.limit(); start >= limit {
 		s.reaches(limit) // the first acknowledgement may come before the first step
 	}
 	return s
@@ -131,12 +131,30 @@ func (s *session) wake() {
 
 // limit returns up to where this follower may be sent: the head for voters; for all others what is committed and
 // on this node's disk.
-func (s *session) limit() wal.LSN {
+func (s *session) limit() (limit wal.LSN, voter bool) {
 	head := s.l.log.Head()
-	if s.voter.Load() {
-		return head
+	if s.votes() {
+		return head, true
 	}
-	return min(s.l.node.Committed(), s.l.log.Durable(), head)
+	return min(s.l.node.Committed(), s.l.log.Durable(), head), false
+}
+
+// votes reports whether the follower is a voter. One that the node does not list any more stops being one here.
+func (s *session) votes() bool {
+	if !s.voter.Load() {
+		return false
+	}
+	if s.l.lists(s.join.Node) {
+		return true
+	}
+	s.eager.Store(false)
+	if s.voter.Swap(false) {
+		s.l.mu.Lock()
+		s.l.listVoters()
+		s.l.mu.Unlock()
+		s.l.opts.Logger.Info("voter taken out", "name", s.join.Name, "node", s.join.Node.String())
+	}
+	return false
 }
 
 // send is the sender's goroutine.
@@ -207,8 +225,9 @@ func (s *session) step(beat bool) (more bool, err error) {
 	if err := s.flush(); err != nil {
 		return false, err
 	}
-	limit, sent := s.limit(), wal.LSN(s.sent.Load())
-	if s.voter.Load() && limit < sent {
+	limit, voter := s.limit()
+	sent := wal.LSN(s.sent.Load())
+	if voter && limit < sent {
 		return false, &Error{Code: CodeInternal, Text: fmt.Sprintf("the upstream's log was cut back to %s", limit)}
 	}
 	if limit <= sent+wal.LSN(s.message) {
@@ -372,7 +391,7 @@ func (s *session) push() {
 	}
 	defer s.sendMu.Unlock()
 	from, to := wal.LSN(s.sent.Load()), s.l.log.Head()
-	if to == from && len(s.pend) == 0 || !s.voter.Load() || s.broken {
+	if to == from && len(s.pend) == 0 || s.broken || !s.votes() {
 		return
 	}
 	if len(s.pend) != 0 || s.c.raw == nil || to < from || to-from > smallData {
@@ -427,7 +446,8 @@ func (s *session) ack(m *Ack) error {
 	if echo := time.Duration(m.Echo); echo > 0 && echo <= now.Sub(s.l.began) {
 		s.rtt = now.Sub(s.l.began) - echo
 	}
-	admissible := s.join.Role == RoleVoter && s.caughtUp && p.Durable >= s.admitAt && now.Sub(s.askedAt) >= s.l.opts.Timeout
+	admissible := s.join.Role == RoleVoter && s.caughtUp && p.Durable >= s.admitAt && !s.voter.Load() &&
+		(now.Sub(s.askedAt) >= s.l.opts.Timeout || s.l.listed(s.join.Node))
 	s.mu.Unlock()
 	if m.Epoch > s.l.log.Epoch() && s.l.upstream() == nil {
 		if err := s.l.node.Fence(m.Epoch); err != nil {
@@ -437,7 +457,7 @@ func (s *session) ack(m *Ack) error {
 		e.Epoch = m.Epoch
 		return e
 	}
-	if admissible && !s.voter.Load() {
+	if admissible {
 		if err := s.admit(p, now); err != nil {
 			return err
 		}
