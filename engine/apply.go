@@ -167,18 +167,19 @@ func (db *DB) applyChunk(c *chunk) {
 func (db *DB) applyControl(c wal.Control, end wal.LSN) {
 	switch c := c.(type) {
 	case *wal.EpochRecord:
-		db.setRule(c.Rule)
+		db.setRule(c.Rule, end)
 		db.marks.setDegraded(0)
 	case *wal.RuleRecord:
-		db.setRule(c.Rule)
+		db.setRule(c.Rule, end)
 	case *wal.DegradedRecord:
 		if c.Begin {
 			db.marks.setDegraded(c.From)
+			db.marks.replayedDegraded(end)
 		} else {
 			db.marks.setDegraded(0)
 		}
 	case *wal.TailRecord:
-		db.setRule(c.Rule)
+		db.setRule(c.Rule, end)
 		db.marks.setDegraded(c.DegradedFrom)
 		db.clock.observe(c.ClockFloor)
 		db.noteTail(c.Tail, end)
@@ -188,17 +189,11 @@ func (db *DB) applyControl(c wal.Control, end wal.LSN) {
 	}
 }
 
-func (db *DB) setRule(rule wal.Rule) {
+func (db *DB) setRule(rule wal.Rule, end wal.LSN) {
 	m := &db.marks
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.rule = rule
-	m.ruleLevel.Store(rule.Level)
-	for _, v := range rule.Voters {
-		if f := m.followers[v.ID]; f != nil {
-			f.voter = true
-		}
-	}
+	m.setRule(rule, end)
 	m.advance()
 }
 

@@ -44,6 +44,7 @@ type DB struct {
 	follower atomic.Bool
 	fenced   atomic.Uint32 // epoch that fenced this leader; 0: none
 
+	ruleMu  sync.Mutex // held over the making of a rule record, from the rule that it changes on
 	roleMu  sync.Mutex // serialises changes of role, and Close
 	applier *applier   // of a follower; guarded by roleMu
 	flusher *flusher
@@ -67,6 +68,7 @@ func Open(dir string, opts *Options) (*DB, error) {
 	}
 	db := &DB{opts: o, clock: newClock(o.Now)}
 	db.marks.followers = map[wal.NodeID]*follower{}
+	db.marks.named = o.Voters
 	if !o.Follower {
 		db.clock.observe(db.clock.now().UnixMilli())
 	}
@@ -164,7 +166,7 @@ func (db *DB) becomeLeader(asked *Options) error {
 		clean = db.log.Recovery().Clean
 		if db.marks.rule.Level == 0 {
 			// The crash came between the first header and the first epoch record: the database is as good as new.
-			db.setRule(db.newRule())
+			db.setRule(db.newRule(), 0)
 			clean = false
 		} else if err := db.checkRule(asked); err != nil {
 			return err
@@ -186,7 +188,8 @@ func (db *DB) becomeLeader(asked *Options) error {
 	m.leader = true
 	m.durable.Store(uint64(db.log.Durable()))
 	visible := end
-	if Level(m.rule.Level).synchronous() && m.degraded == 0 {
+	m.endChangesAt(db.log.Committed())
+	if Level(m.ruleLevel.Load()).synchronous() && m.degraded == 0 {
 		// Nothing that was not known to be confirmed is shown before it is.
 		visible = min(end, db.log.Committed())
 		m.epochEnd = 0

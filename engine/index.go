@@ -57,7 +57,7 @@ func (db *DB) takeMark(end wal.LSN, text []byte) error {
 		return fmt.Errorf("index mark at %v: %w", end, err)
 	}
 	if r, ok := c.(*wal.RuleRecord); ok {
-		db.setRule(r.Rule)
+		db.setRule(r.Rule, end)
 	}
 	db.marks.setDegraded(m.Degraded)
 	db.marks.indexed.Store(uint64(end))

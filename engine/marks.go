@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -10,20 +11,25 @@ import (
 // marks holds how far this node has come, and who waits for what. One mutex guards the state; the
 // marks themselves are mirrored in atomics, so readers take no lock.
 type marks struct {
-	visible   atomic.Uint64 // readers see versions that end at or below it
-	committed atomic.Uint64 // visible, and on this node's disk
-	indexed   atomic.Uint64 // end of the last batch in the index
-	durable   atomic.Uint64 // copied from the log at each change
-	ruleLevel atomic.Uint32 // of rule
+	visible   atomic.Uint64                           // readers see versions that end at or below it
+	committed atomic.Uint64                           // visible, and on this node's disk
+	indexed   atomic.Uint64                           // end of the last batch in the index
+	durable   atomic.Uint64                           // copied from the log at each change
+	ruleLevel atomic.Uint32                           // the strongest of rule and changes
+	voters    atomic.Pointer[map[wal.NodeID]struct{}] // of rule and changes; replaced, never changed
 
 	log *wal.Log // told of the committed mark
 
 	mu        sync.Mutex // guards everything below
 	leader    bool
 	rule      wal.Rule
-	degraded  wal.LSN // start of the open degraded span; 0: none
-	epochEnd  wal.LSN // end of this leader's epoch record: nothing below it commits alone
-	told      wal.LSN // follower: the committed mark that its upstream told
+	changes   []ruleChange        // on the way to rule, oldest first
+	ruleFrom  wal.LSN             // end of the last record that changed the rule and was committed
+	named     []string            // the only names that may vote; empty: each that connects
+	removed   map[string]struct{} // names that SetRule has taken out
+	degraded  wal.LSN             // start of the open degraded span; 0: none
+	epochEnd  wal.LSN             // end of this leader's epoch record: nothing below it commits alone
+	told      wal.LSN             // follower: the committed mark that its upstream told
 	ends      lsnQueue
 	waiting   waiterQueue
 	late      []*waiter // visible, but their own level is stronger than the rule
@@ -121,6 +127,13 @@ func (m *marks) cut(batchEnd, durable wal.LSN) {
 	m.mu.Lock()
 	m.indexed.Store(min(m.indexed.Load(), uint64(batchEnd)))
 	m.durable.Store(min(m.durable.Load(), uint64(durable)))
+	for i, c := range m.changes {
+		if c.end > batchEnd {
+			m.rule, m.changes = c.old, m.changes[:i]
+			m.ruleMoved()
+			break
+		}
+	}
 	m.signal()
 	m.mu.Unlock()
 }
@@ -153,6 +166,16 @@ func (m *marks) setDegraded(from wal.LSN) {
 	defer m.mu.Unlock()
 	m.degraded = from
 	m.advance()
+}
+
+// replayedDegraded takes note of a record that begins a degraded span, found in the log: what is in front of it has been
+// committed as Durable, changes of the rule too.
+func (m *marks) replayedDegraded(end wal.LSN) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.leader {
+		m.endChangesAt(end)
+	}
 }
 
 // synced records the log's durable mark.
@@ -188,14 +211,11 @@ func (m *marks) advanceLeader() {
 	if m.failed != nil && m.ends.empty() {
 		return
 	}
-	level := Level(m.rule.Level)
-	if m.degraded != 0 {
-		level = Durable
-	}
-	end := levelEnd(level, m.rule, m.indexedLSN(), m.durableLSN(), m.followers)
+	end, over := commitEnd(m.changes, m.rule, m.degraded != 0, m.indexedLSN(), m.durableLSN(), m.followers)
 	if end < m.epochEnd {
 		return
 	}
+	m.endChanges(over)
 	for !m.ends.empty() && m.ends.front() <= end {
 		if v := uint64(m.ends.front()); v > m.visible.Load() {
 			m.visible.Store(v)
@@ -209,6 +229,79 @@ func (m *marks) advanceFollower() {
 	if v := uint64(min(m.indexedLSN(), m.told)); v > m.visible.Load() {
 		m.visible.Store(v)
 	}
+	m.endChangesAt(m.visibleLSN())
+}
+
+// setRule takes up the rule of a record that ends at end, in log order. m.mu is held.
+func (m *marks) setRule(rule wal.Rule, end wal.LSN) {
+	old, both := changeOf(m.rule, rule)
+	for i := range m.changes {
+		m.changes[i].old, _ = changeOf(m.changes[i].old, rule)
+	}
+	m.rule = rule
+	if both && end > m.log.Committed() {
+		m.changes = append(m.changes, ruleChange{end, old})
+	}
+	m.ruleMoved()
+}
+
+// endChanges takes note that the oldest n changes are committed. m.mu is held.
+func (m *marks) endChanges(n int) {
+	if n == 0 {
+		return
+	}
+	m.ruleFrom = m.changes[n-1].end
+	m.changes = slices.Delete(m.changes, 0, n)
+	m.ruleMoved()
+}
+
+// endChangesAt ends the changes whose records lie below the committed mark. m.mu is held.
+func (m *marks) endChangesAt(committed wal.LSN) {
+	n := 0
+	for n < len(m.changes) && m.changes[n].end <= committed {
+		n++
+	}
+	m.endChanges(n)
+}
+
+// ruleMoved brings what follows from rule and changes up to date. m.mu is held.
+func (m *marks) ruleMoved() {
+	level, voters := Level(0), map[wal.NodeID]struct{}{}
+	for r := range m.inForce {
+		if l := Level(r.Level); l.kind() > level.kind() || l.kind() == level.kind() && l.N() > level.N() {
+			level = l
+		}
+		for _, v := range r.Voters {
+			if !v.ID.IsZero() {
+				voters[v.ID] = struct{}{}
+			}
+		}
+	}
+	for id, f := range m.followers {
+		_, f.voter = voters[id]
+	}
+	m.ruleLevel.Store(uint32(level))
+	m.voters.Store(&voters)
+}
+
+// inForce yields the rules that a new write must meet. m.mu is held.
+func (m *marks) inForce(yield func(wal.Rule) bool) {
+	for _, c := range m.changes {
+		if !yield(c.old) {
+			return
+		}
+	}
+	yield(m.rule)
+}
+
+// shortfall returns a rule in force for which too few voters are connected, and how many there are. m.mu is held.
+func (m *marks) shortfall() (level Level, have int, short bool) {
+	for r := range m.inForce {
+		if level, have = Level(r.Level), connectedVoters(r, m.followers); have < level.N() {
+			return level, have, true
+		}
+	}
+	return level, have, false
 }
 
 // wake ends the waits that are over. m.mu is held.
@@ -257,7 +350,8 @@ func (m *marks) levelHolds(w *waiter) bool {
 	if level.kind() == levelApplied && visibleEnd(level.N(), m.rule, m.followers) < w.end {
 		return false
 	}
-	if level.kind() <= Level(m.rule.Level).kind() && level.N() <= Level(m.rule.Level).N() {
+	sameRule := len(m.changes) == 0 && w.end > m.ruleFrom // as the one that has let it become visible
+	if w.level == Default || sameRule && level.kind() <= Level(m.rule.Level).kind() && level.N() <= Level(m.rule.Level).N() {
 		return true
 	}
 	return levelEnd(level, m.rule, m.indexedLSN(), m.durableLSN(), m.followers) >= w.end

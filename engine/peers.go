@@ -44,25 +44,30 @@ func (db *DB) OnAppend(fn func()) {
 }
 
 // AdmitPeer takes up a follower that has connected and proved its identity. A follower with a name
-// becomes a voter, by a control record, unless the options name the voters and it is not among them.
-// It counts once its durable position has reached the committed mark.
+// becomes a voter, by a control record, unless the options name the voters and it is not among them, or SetRule
+// has taken it out. It counts once its durable position has reached the committed mark.
 func (db *DB) AdmitPeer(id wal.NodeID, name, addr string) (voter bool, err error) {
 	if db.follower.Load() {
 		return false, nil // cascaded followers never count
 	}
+	db.ruleMu.Lock()
+	defer db.ruleMu.Unlock()
 	m := &db.marks
 	m.mu.Lock()
-	rule, change, err := withVoter(m.rule, db.opts.Voters, wal.Voter{ID: id, Name: name, Addr: addr})
+	rule, change, err := withVoter(m.rule, m.named, wal.Voter{ID: id, Name: name, Addr: addr})
+	if _, out := m.removed[name]; out {
+		rule, change = m.rule, false
+	}
 	m.mu.Unlock()
 	if err != nil {
 		return false, err
 	}
-	voter = slices.ContainsFunc(rule.Voters, func(v wal.Voter) bool { return v.ID == id })
 	if change {
-		if err := db.appendRecord(&wal.RuleRecord{Rule: rule}); err != nil {
+		if _, err := db.appendRecord(&wal.RuleRecord{Rule: rule}); err != nil {
 			return false, fmt.Errorf("admit voter %q: %w", name, err)
 		}
 	}
+	voter = db.IsVoter(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f := m.followers[id]
@@ -74,6 +79,17 @@ func (db *DB) AdmitPeer(id wal.NodeID, name, addr string) (voter bool, err error
 	f.admitted = false
 	m.signal()
 	return voter, nil
+}
+
+// IsVoter reports whether the follower counts for the commit rule, or for one that a change which is not committed yet
+// starts from. It takes no lock.
+func (db *DB) IsVoter(id wal.NodeID) bool {
+	voters := db.marks.voters.Load()
+	if voters == nil || db.follower.Load() {
+		return false
+	}
+	_, ok := (*voters)[id]
+	return ok
 }
 
 // withVoter gives the rule in which v has its place among the voters, and whether that differs. A
@@ -88,9 +104,8 @@ func withVoter(rule wal.Rule, named []string, v wal.Voter) (wal.Rule, bool, erro
 			if old == v {
 				return rule, false, nil
 			}
-			voters[i] = v
-			voters = slices.CompactFunc(voters, func(a, b wal.Voter) bool { return a.ID == b.ID })
-			rule.Voters = voters
+			rest := slices.DeleteFunc(voters[i+1:], func(o wal.Voter) bool { return o.ID == v.ID || o.Name == v.Name })
+			rule.Voters = append(append(voters[:i:i], v), rest...)
 			return rule, true, nil
 		}
 	}
@@ -104,12 +119,12 @@ func withVoter(rule wal.Rule, named []string, v wal.Voter) (wal.Rule, bool, erro
 // appendRecord takes a control record through the pipeline. It returns once the record is durable
 // in this node's log, without waiting for followers: until a new voter has the record that makes it
 // one, nobody could confirm it.
-func (db *DB) appendRecord(r wal.Control) error {
+func (db *DB) appendRecord(r wal.Control) (Position, error) {
 	c := newCommit()
 	c.control = r
-	_, err := db.commit(context.Background(), c)
+	pos, err := db.commit(context.Background(), c)
 	c.release()
-	return err
+	return pos, err
 }
 
 // PeerAck takes over what a follower reports. Marks of one follower never fall within a connection.
@@ -131,7 +146,11 @@ func (db *DB) PeerAck(id wal.NodeID, received, durable, applied, visible wal.LSN
 	if m.changed != nil {
 		m.signal()
 	}
-	end := m.degraded != 0 && m.leader && connectedVoters(m.rule, m.followers) >= Level(m.rule.Level).N()
+	end := false
+	if m.degraded != 0 && m.leader {
+		_, _, short := m.shortfall()
+		end = !short
+	}
 	m.mu.Unlock()
 	if end {
 		db.endDegraded()
@@ -181,7 +200,7 @@ func (db *DB) AwaitsSync() bool {
 	m := &db.marks
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Level(m.rule.Level).kind() >= levelReplicated || len(m.late) > 0
+	return Level(m.ruleLevel.Load()).kind() >= levelReplicated || len(m.late) > 0
 }
 
 // admit holds a write back while its rule cannot be met or too much is unconfirmed. Nothing has
@@ -197,8 +216,8 @@ func (db *DB) admit(ctx context.Context, c *commit) error {
 	var degradeAt time.Time
 	for {
 		m.mu.Lock()
-		need, have := Level(m.rule.Level).N(), connectedVoters(m.rule, m.followers)
-		short := have < need && m.degraded == 0
+		level, have, short := m.shortfall()
+		short = short && m.degraded == 0
 		full := m.indexed.Load()-m.visible.Load() > uint64(db.opts.MaxPending)
 		var changed <-chan struct{}
 		if short || full {
@@ -208,7 +227,7 @@ func (db *DB) admit(ctx context.Context, c *commit) error {
 		if !short && !full {
 			return nil
 		}
-		tooFew := fmt.Errorf("%w: %v has %d of %d", ErrTooFewFollowers, Level(m.ruleLevel.Load()), have, need)
+		tooFew := tooFewError(level, have)
 		switch {
 		case short && db.opts.TooFew == Refuse:
 			return tooFew
@@ -226,6 +245,10 @@ func (db *DB) admit(ctx context.Context, c *commit) error {
 			return err
 		}
 	}
+}
+
+func tooFewError(level Level, have int) error {
+	return fmt.Errorf("%w: %v has %d of %d", ErrTooFewFollowers, level, have, level.N())
 }
 
 // waitChange waits for a change of the marks, degrading when its time has come.
@@ -265,7 +288,8 @@ func (db *DB) beginDegraded() error {
 	}
 	from := db.marks.indexedLSN()
 	db.opts.Logger.Warn("commit rule degraded to durable", "rule", Level(db.marks.ruleLevel.Load()).String(), "lsn", from.String())
-	return db.appendRecord(&wal.DegradedRecord{Begin: true, From: from})
+	_, err := db.appendRecord(&wal.DegradedRecord{Begin: true, From: from})
+	return err
 }
 
 // endDegraded closes the span: enough voters have caught up.
@@ -278,7 +302,7 @@ func (db *DB) endDegraded() {
 	if from == 0 {
 		return
 	}
-	if err := db.appendRecord(&wal.DegradedRecord{From: from}); err != nil {
+	if _, err := db.appendRecord(&wal.DegradedRecord{From: from}); err != nil {
 		db.opts.Logger.Error("end of the degraded span was not recorded", "error", err)
 		return
 	}

@@ -442,7 +442,8 @@ func (db *DB) tail() wal.LSN {
 // moveTail records that the log begins at to.
 func (db *DB) moveTail(to wal.LSN) error {
 	db.opts.Logger.Debug("tail moves", "to_lsn", to.String())
-	return db.appendRecord(&wal.TailRecord{Tail: to})
+	_, err := db.appendRecord(&wal.TailRecord{Tail: to})
+	return err
 }
 
 // completeTail fills in what a tail record carries, as it is where the record stands. Only the pipeline calls it.

@@ -77,6 +77,68 @@ func levelEnd(level Level, rule wal.Rule, indexed, durable wal.LSN, followers ma
 	return min(indexed, durable, nthLargest(ends, level.N()))
 }
 
+// ruleChange is a change of the commit rule whose record is in the log and not yet committed.
+type ruleChange struct {
+	end wal.LSN  // of the record
+	old wal.Rule // what was in force before it
+}
+
+// commitEnd is the LSN up to which the commit rule holds, through changes, oldest first, to the rule that is the newest.
+// What was written before a record needs the rule before it; the record needs that one and the one behind it, and so does
+// everything after it, until the record is committed under both: then the one behind it alone is in force. over is how many
+// records that has been reached for. degraded: Durable is in force instead of whatever rule.
+func commitEnd(changes []ruleChange, newest wal.Rule, degraded bool, indexed, durable wal.LSN, followers map[wal.NodeID]*follower) (end wal.LSN, over int) {
+	holds := func(r wal.Rule) wal.LSN {
+		level := Level(r.Level)
+		if degraded {
+			level = Durable
+		}
+		return levelEnd(level, r, indexed, durable, followers)
+	}
+	for i, c := range changes {
+		next := newest
+		if i+1 < len(changes) {
+			next = changes[i+1].old
+		}
+		before := holds(c.old)
+		if min(before, holds(next)) < c.end {
+			return min(before, c.end-1), i
+		}
+	}
+	return holds(newest), len(changes)
+}
+
+// changeOf says whether the step from one rule to another is one that must hold under both, and gives the older one as it is to
+// be held. A voter that comes with another node ID or address under its name is the same voter: the disk that had the name is
+// gone, and nobody waits for it. A rule without enough voters has never let anything commit, so nothing rests on it.
+func changeOf(old, now wal.Rule) (wal.Rule, bool) {
+	old.Voters = slices.Clone(old.Voters)
+	same := old.Level == now.Level && old.First == now.First && len(old.Voters) == len(now.Voters)
+	for i, v := range old.Voters {
+		same = same && v.Name == now.Voters[i].Name && (v.Name != "" || v.ID == now.Voters[i].ID)
+		for _, n := range now.Voters {
+			if v.Name != "" && v.Name == n.Name {
+				old.Voters[i] = n
+			}
+		}
+	}
+	return old, !same && satisfiable(old)
+}
+
+// satisfiable reports whether the rule's voters, were all of them there, would do for its level.
+func satisfiable(r wal.Rule) bool {
+	if r.Level == uint32(Default) {
+		return false
+	}
+	known := 0
+	for _, v := range r.Voters {
+		if !v.ID.IsZero() {
+			known++
+		}
+	}
+	return known >= Level(r.Level).N()
+}
+
 // visibleEnd is the LSN up to which n voters show what they hold to their readers.
 func visibleEnd(n int, rule wal.Rule, followers map[wal.NodeID]*follower) wal.LSN {
 	ends := make([]wal.LSN, 0, 8)

@@ -32,27 +32,29 @@ func (db *DB) Role() Role {
 
 // Stats is a description of the database at one moment. Marks are read one after the other.
 type Stats struct {
-	Database  wal.DatabaseID
-	Node      wal.NodeID
-	Role      Role
-	Epoch     wal.Epoch
-	Fenced    wal.Epoch // epoch that fenced this leader; 0: none
-	Rule      Level
-	Voters    []wal.Voter
-	Degraded  wal.LSN // start of the open degraded span; 0: none
-	Tail      wal.LSN
-	Head      wal.LSN
-	Durable   wal.LSN
-	Committed wal.LSN
-	Applied   wal.LSN
-	Visible   wal.LSN
-	Digest    wal.Digest // of everything below DigestLSN
-	DigestLSN wal.LSN
-	Loading   bool // reads answer ErrLoading
-	Keys      int  // in the index, an estimate: deleted and expired ones may be counted for a while
-	Index     IndexStats
-	Followers []FollowerStats
-	Failed    error // why the log takes no more writes; nil: it does
+	Database wal.DatabaseID
+	Node     wal.NodeID
+	Role     Role
+	Epoch    wal.Epoch
+	Fenced   wal.Epoch // epoch that fenced this leader; 0: none
+	Rule     Level     // the newest
+	// RuleChanging: a change of rule or voters is not committed yet; writes must meet the rule before it too.
+	RuleChanging bool
+	Voters       []wal.Voter
+	Degraded     wal.LSN // start of the open degraded span; 0: none
+	Tail         wal.LSN
+	Head         wal.LSN
+	Durable      wal.LSN
+	Committed    wal.LSN
+	Applied      wal.LSN
+	Visible      wal.LSN
+	Digest       wal.Digest // of everything below DigestLSN
+	DigestLSN    wal.LSN
+	Loading      bool // reads answer ErrLoading
+	Keys         int  // in the index, an estimate: deleted and expired ones may be counted for a while
+	Index        IndexStats
+	Followers    []FollowerStats
+	Failed       error // why the log takes no more writes; nil: it does
 }
 
 // IndexStats describes the index.
@@ -85,6 +87,7 @@ func (db *DB) Stats() Stats {
 	s.Committed, s.Applied, s.Visible = m.committedLSN(), m.indexedLSN(), m.visibleLSN()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	s.RuleChanging = len(m.changes) > 0
 	s.Rule, s.Voters, s.Degraded, s.Failed = Level(m.rule.Level), append([]wal.Voter(nil), m.rule.Voters...), m.degraded, m.failed
 	for _, f := range m.followers {
 		s.Followers = append(s.Followers, FollowerStats{
