@@ -111,7 +111,7 @@ type dataBlock struct {
 	groups  int
 	n       int // entries
 	common  int
-	first   []byte // the first key
+	first   []byte // the first key, once read
 }
 
 // parse makes d a view of b, and returns false if b cannot be a data block.
@@ -127,11 +127,16 @@ func (d *dataBlock) parse(b []byte) bool {
 	d.b, d.groups, d.n, d.common = b, groups, n, int(le.Uint32(b[12:]))
 	d.heads = b[blockHeader : blockHeader+4*groups]
 	d.offsets = b[blockHeader+4*groups : entries]
+	return d.offset(0) == uint32(entries)
+}
+
+// readFirst sets first, which parse leaves empty.
+func (d *dataBlock) readFirst() bool {
 	var e entry
-	if d.offset(0) != uint32(entries) || e.decode(b, uint32(entries), 0) == 0 || e.shared != 0 {
+	if e.decode(d.b, d.offset(0), 0) == 0 || e.shared != 0 {
 		return false
 	}
-	d.first = b[e.at : e.at+e.size]
+	d.first = d.b[e.at : e.at+e.size]
 	return true
 }
 
@@ -150,11 +155,11 @@ func (d *dataBlock) end(g int) int {
 	return len(d.b) - checksumSize
 }
 
-// find returns the last group whose first key lies below key, or 0, and how many bytes key shares with the first key
-// of the block. ok is false if the block is damaged.
-func (d *dataBlock) find(key []byte, base uint64) (g, known int, ok bool) {
+// find returns the last group that begins below key, or with a version of it at ref or above, or 0, and how many bytes
+// key shares with the first key of the block. ok is false if the block is damaged.
+func (d *dataBlock) find(key []byte, ref, base uint64) (g, known int, ok bool) {
 	known = commonPrefix(d.first, key)
-	if d.groups == 1 || known == len(key) || known < len(d.first) && key[known] < d.first[known] {
+	if d.groups == 1 || known < len(d.first) && (known == len(key) || key[known] < d.first[known]) {
 		return 0, known, true
 	}
 	if known < d.common { // above all of them
@@ -171,11 +176,11 @@ func (d *dataBlock) find(key []byte, base uint64) (g, known int, ok bool) {
 		n -= half
 	}
 	for g+1 < d.groups && d.head(g+1) == h {
-		e := entry{size: uint32(len(d.first))}
+		e := entry{ref: base, size: uint32(len(d.first))}
 		if e.decode(d.b, d.offset(g+1), base) == 0 {
 			return 0, 0, false
 		}
-		if c, _ := e.compare(d.b, key, known); c >= 0 {
+		if c, _ := e.compare(d.b, key, known); c > 0 || c == 0 && e.ref < ref {
 			break
 		}
 		g++
@@ -185,15 +190,14 @@ func (d *dataBlock) find(key []byte, base uint64) (g, known int, ok bool) {
 
 // get looks for the newest version of key below at.
 func (d *dataBlock) get(key []byte, at, base uint64) (v memindex.Version, o outcome) {
-	g, known, ok := d.find(key, base)
+	g, shared, ok := d.find(key, at, base)
 	if !ok {
 		return v, damaged
 	}
-	for first := true; g < d.groups; g, first = g+1, false {
+	for ; g < d.groups; g++ {
+		known := shared
 		if g == 0 {
 			known = 0
-		} else if !first {
-			known = commonPrefix(d.first, key)
 		}
 		e := entry{ref: base, size: uint32(len(d.first))}
 		var i int

@@ -196,6 +196,15 @@ func (x *indexBlock) among(lo int, h uint64, rest []byte) int {
 	return lo
 }
 
+// continued reports whether child i begins with an older version of key, which the one before it ends with.
+func (x *indexBlock) continued(i int, key []byte) bool {
+	if _, cont := x.child(i); !cont || !bytes.HasPrefix(key, x.shared()) {
+		return false
+	}
+	rest := key[x.common:]
+	return x.head(i) == head8(rest) && x.compare(i, rest) == 0
+}
+
 // tail returns what is behind the head of separator i.
 func (x *indexBlock) tail(i int) []byte {
 	tails := x.b[blockHeader+indexEntry*x.n+x.common:]

@@ -1,6 +1,8 @@
 package run
 
 import (
+	"bytes"
+	"math"
 	"slices"
 
 	"shiplog/engine/internal/memindex"
@@ -19,9 +21,13 @@ type Iter struct {
 	i, n    int // the entry where the iterator stands, and how many there are
 	entries [groupSize]entry
 	key     []byte
+	before  []byte // scratch
 	valid   bool
 	err     error
 }
+
+// fewVersions is how many versions of a key are stepped over rather than searched past.
+const fewVersions = 16
 
 // NewIter returns an iterator that stands nowhere.
 func (r *Run) NewIter() *Iter {
@@ -52,17 +58,17 @@ func (it *Iter) Err() error { return it.err }
 
 // First goes to the first pair.
 func (it *Iter) First() bool {
-	return it.enter(toFirst, nil) && it.settle(0, 0)
+	return it.enter(&target{w: toFirst}) && it.settle(0, 0)
 }
 
 // Last goes to the last pair.
 func (it *Iter) Last() bool {
-	return it.enter(toLast, nil) && it.settle(it.n-1, 0)
+	return it.enter(&target{w: toLast}) && it.settle(it.n-1, 0)
 }
 
 // SeekGE goes to the first pair whose key is not below key.
 func (it *Iter) SeekGE(key []byte) bool {
-	if !it.enter(byKey, key) {
+	if !it.enter(&target{byKey, key, math.MaxUint64}) {
 		return false
 	}
 	if it.i == it.n {
@@ -71,9 +77,34 @@ func (it *Iter) SeekGE(key []byte) bool {
 	return it.settle(it.i, 0)
 }
 
+// SeekVersion goes to the newest version of key below ref or, if there is none, to the first pair behind it.
+func (it *Iter) SeekVersion(key []byte, ref uint64) bool {
+	if !it.enter(&target{byKey, key, ref}) {
+		return false
+	}
+	if it.i == it.n {
+		return it.nextGroup()
+	}
+	return it.settle(it.i, 0)
+}
+
+// NextKey goes to the first pair of the next key. It does not take longer for a key of very many versions.
+func (it *Iter) NextKey() bool {
+	if !it.valid {
+		return false
+	}
+	it.before = append(it.before[:0], it.key...)
+	for range fewVersions {
+		if !it.Next() || !bytes.Equal(it.key, it.before) {
+			return it.valid
+		}
+	}
+	return it.SeekVersion(it.before, 0)
+}
+
 // SeekLT goes to the last pair whose key is below key.
 func (it *Iter) SeekLT(key []byte) bool {
-	if !it.enter(byKey, key) {
+	if !it.enter(&target{byKey, key, math.MaxUint64}) {
 		return false
 	}
 	if it.i == 0 {
@@ -107,25 +138,25 @@ func (it *Iter) Prev() bool {
 	return it.settle(it.i-1, it.entries[it.i].shared)
 }
 
-// enter goes from the root to a data block and decodes a group: the first, the last, or the last one that begins below
-// key. In that case i is the first entry of it that is not below key, or n.
-func (it *Iter) enter(w way, key []byte) bool {
+// enter goes from the root to a data block and decodes the group that has the target, or ends before it. In the latter
+// case i is n, else it is the first entry not before the target; for the ends, i is of no meaning.
+func (it *Iter) enter(to *target) bool {
 	it.valid, it.err = false, nil
 	if it.r.foot.entries == 0 {
 		return false
 	}
-	if err := it.descend(w, key); err != nil {
+	if err := it.descend(to); err != nil {
 		return it.fail(err)
 	}
 	return true
 }
 
-func (it *Iter) descend(w way, key []byte) (err error) {
+func (it *Iter) descend(to *target) (err error) {
 	defer it.r.leave(enter(), &err)
-	if err := it.r.descend(&it.path, 0, it.r.foot.root.page, w, key); err != nil {
+	if err := it.r.descend(&it.path, 0, it.r.foot.root.page, to); err != nil {
 		return err
 	}
-	return it.load(w, key)
+	return it.load(to)
 }
 
 // move goes to the group before (by -1) or behind (by 1). At the end it returns false without an error.
@@ -141,11 +172,11 @@ func (it *Iter) move(by int) (ok bool, err error) {
 	if ok, err = it.r.move(&it.path, by); !ok {
 		return false, err
 	}
-	w := toFirst
+	to := target{w: toFirst}
 	if by < 0 {
-		w = toLast
+		to.w = toLast
 	}
-	return true, it.load(w, nil)
+	return true, it.load(&to)
 }
 
 // open makes d the block that path leads to.
@@ -161,38 +192,48 @@ func (it *Iter) open(d *dataBlock) error {
 }
 
 // load enters the block that path leads to.
-func (it *Iter) load(w way, key []byte) error {
+func (it *Iter) load(to *target) error {
 	var d dataBlock
 	if err := it.open(&d); err != nil {
 		return err
 	}
+	if !d.readFirst() {
+		return it.corrupt("first entry")
+	}
 	it.groups = d.groups
 	it.first = append(it.first[:0], d.first...)
 	g, known := 0, 0
-	switch w {
+	switch to.w {
 	case toLast:
 		g = d.groups - 1
 	case byKey:
 		var ok bool
-		if g, known, ok = d.find(key, it.r.base); !ok {
+		if g, known, ok = d.find(to.key, to.ref, it.r.base); !ok {
 			return it.corrupt("entries")
 		}
 	}
 	if err := it.decode(&d, g); err != nil {
 		return err
 	}
-	if w == byKey {
+	if to.w == byKey {
 		if g == 0 {
 			known = 0
 		}
-		for it.i = 0; it.i < it.n; it.i++ {
-			var c int
-			if c, known = it.entries[it.i].compare(it.b, key, known); c >= 0 {
-				break
-			}
-		}
+		it.i = it.place(to, known)
 	}
 	return nil
+}
+
+// place returns the first entry of the group that is not before the target, given how many bytes its key shares with
+// the first key of the block.
+func (it *Iter) place(to *target, known int) int {
+	for i := range it.n {
+		var c int
+		if c, known = it.entries[i].compare(it.b, to.key, known); c > 0 || c == 0 && it.entries[i].ref < to.ref {
+			return i
+		}
+	}
+	return it.n
 }
 
 // decode copies a group out of the map and decodes its entries.
@@ -203,13 +244,14 @@ func (it *Iter) decode(d *dataBlock, g int) error {
 	}
 	it.b = append(it.b[:0], d.b[from:to+checksumSize]...)
 	it.group, it.n = g, d.count(g)
-	e := entry{ref: it.r.base, size: uint32(len(it.first))}
-	next := uint32(0)
+	before, at := &entry{ref: it.r.base, size: uint32(len(it.first))}, uint32(0)
 	for i := range it.n {
-		if next = e.decode(it.b, next, it.r.base); next == 0 {
+		e := &it.entries[i]
+		e.ref, e.shared, e.size = before.ref, before.shared, before.size
+		if at = e.decode(it.b, at, it.r.base); at == 0 {
 			return it.corrupt("entry")
 		}
-		it.entries[i] = e
+		before = e
 	}
 	return nil
 }

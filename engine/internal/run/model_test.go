@@ -149,6 +149,22 @@ func checkAll(t testing.TB, rng *rand.Rand, r *run.Run, pairs []pair) {
 		})
 		it.SeekGE([]byte(key))
 		checkAt(t, it, pairs, i, fmt.Sprintf("SeekGE(%.40q)", key))
+		for _, ref := range []uint64{0, 1, rng.Uint64N(1 << 45), rng.Uint64N(1 << 22), 1<<64 - 1} {
+			j, _ := slices.BinarySearchFunc(pairs, pair{key, memindex.Version{Ref: ref - 1}}, order)
+			if ref == 0 {
+				for j = i; j < len(pairs) && pairs[j].key == key; j++ {
+				}
+			}
+			it.SeekVersion([]byte(key), ref)
+			checkAt(t, it, pairs, j, fmt.Sprintf("SeekVersion(%.40q, %d)", key, ref))
+			if it.Valid() {
+				k := j
+				for ; k < len(pairs) && pairs[k].key == pairs[j].key; k++ {
+				}
+				it.NextKey()
+				checkAt(t, it, pairs, k, "NextKey")
+			}
+		}
 		it.SeekLT([]byte(key))
 		checkAt(t, it, pairs, i-1, fmt.Sprintf("SeekLT(%.40q)", key))
 		if it.Valid() { // a walk that turns around
@@ -169,7 +185,7 @@ func checkAll(t testing.TB, rng *rand.Rand, r *run.Run, pairs []pair) {
 		}
 	}
 	tries := 300
-	if len(pairs) > 0 && len(pairs[0].key) > 1000 {
+	if len(pairs) > 100_000 || len(pairs) > 0 && len(pairs[0].key) > 1000 {
 		tries = 30 // each compares much
 	}
 	for range tries {
@@ -232,6 +248,7 @@ var shapes = []struct {
 			rng.IntN(5000), 'a'+rune(rng.IntN(8)))
 	}},
 	{"one key", 6_000, func(rng *rand.Rand) string { return "the only key" }},
+	{"versions over index blocks", 250_000, func(rng *rand.Rand) string { return "key-" + "aab"[rng.IntN(3):][:1] }},
 	{"few keys", 10_000, func(rng *rand.Rand) string { return fmt.Sprintf("key-%c", 'a'+rune(rng.IntN(7))) }},
 	{"around a page", 150, func(rng *rand.Rand) string {
 		b := bytes.Repeat([]byte{byte('a' + rng.IntN(2))}, 4000+rng.IntN(120))
@@ -262,6 +279,9 @@ func someVersion(rng *rand.Rand) memindex.Version {
 
 func TestModel(t *testing.T) {
 	for _, s := range shapes {
+		if testing.Short() && s.n > 100_000 {
+			continue
+		}
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			most, seeds := s.n, uint64(4)

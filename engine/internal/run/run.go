@@ -201,29 +201,39 @@ type onPath struct {
 	child int32
 }
 
+// target is where a descent goes: to the pairs of a key from a version below ref on, or if w says so to one of the ends.
+type target struct {
+	w   way
+	key []byte
+	ref uint64
+}
+
 // way says which child a descent takes.
 type way int8
 
 const (
-	byKey way = iota // the first that may hold a key
+	byKey way = iota
 	toFirst
 	toLast
 )
 
-// seek leads to the first data block that may hold key.
-func (r *Run) seek(p *path, key []byte) error { return r.descend(p, 0, r.foot.root.page, byKey, key) }
-
-// descend goes from an index block of a level down to a data block.
-func (r *Run) descend(p *path, level int, page uint32, w way, key []byte) error {
+// descend goes from an index block of a level down to the first data block that may have the target, or to the one
+// before it.
+func (r *Run) descend(p *path, level int, page uint32, to *target) error {
 	var x indexBlock
 	for ; level < int(r.foot.levels); level++ {
 		if err := r.index(page, &x); err != nil {
 			return err
 		}
 		i := 0
-		switch w {
+		switch to.w {
 		case byKey:
-			i = x.find(key)
+			if i = x.find(to.key); i+1 < x.n && x.continued(i+1, to.key) {
+				var err error
+				if i, err = r.skip(&x, i, level, to); err != nil {
+					return err
+				}
+			}
 		case toLast:
 			i = x.n - 1
 		}
@@ -232,6 +242,48 @@ func (r *Run) descend(p *path, level int, page uint32, w way, key []byte) error 
 	}
 	p.page = page
 	return nil
+}
+
+// skip returns the last child from i on that begins with the pairs before the target: i itself does, those behind it
+// may do so with versions of its key that are too new.
+func (r *Run) skip(x *indexBlock, i, level int, to *target) (int, error) {
+	lo, hi := i, x.n
+	for hi-lo > 1 {
+		mid := int(uint(lo+hi) / 2)
+		before := false
+		if x.continued(mid, to.key) {
+			page, _ := x.child(mid)
+			ref, err := r.firstRef(level+1, page)
+			if err != nil {
+				return 0, err
+			}
+			before = ref >= to.ref
+		}
+		if before {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	return lo, nil
+}
+
+// firstRef returns the ref of the first entry below an index block of a level, or of the data block below the last.
+func (r *Run) firstRef(level int, page uint32) (uint64, error) {
+	var p path
+	if err := r.descend(&p, level, page, &target{w: toFirst}); err != nil {
+		return 0, err
+	}
+	b, err := r.block(p.page)
+	if err != nil {
+		return 0, err
+	}
+	var d dataBlock
+	e := entry{ref: r.base}
+	if !d.parse(b) || e.decode(b, d.offset(0), r.base) == 0 {
+		return 0, r.corrupt(p.page, "first entry")
+	}
+	return e.ref, nil
 }
 
 // move leads to the data block before (by -1) or behind (by 1) the one where p is. At the end it returns false and
@@ -249,11 +301,11 @@ func (r *Run) move(p *path, by int) (bool, error) {
 		}
 		at.child = int32(i)
 		page, _ := x.child(i)
-		w := toFirst
+		to := target{w: toFirst}
 		if by < 0 {
-			w = toLast
+			to.w = toLast
 		}
-		return true, r.descend(p, level+1, page, w, nil)
+		return true, r.descend(p, level+1, page, &to)
 	}
 	return false, nil
 }
@@ -278,7 +330,7 @@ func (r *Run) get(key []byte, at uint64) (v memindex.Version, ok bool, err error
 		return v, false, nil
 	}
 	var p path
-	if err := r.seek(&p, key); err != nil {
+	if err := r.descend(&p, 0, r.foot.root.page, &target{byKey, key, at}); err != nil {
 		return v, false, err
 	}
 	for {
@@ -287,7 +339,7 @@ func (r *Run) get(key []byte, at uint64) (v memindex.Version, ok bool, err error
 			return v, false, err
 		}
 		var d dataBlock
-		if !d.parse(b) {
+		if !d.parse(b) || !d.readFirst() {
 			return v, false, r.corrupt(p.page, "data block")
 		}
 		v, o := d.get(key, at, r.base)

@@ -123,7 +123,7 @@ func (v *verifier) data(page uint32, separator []byte, cont bool) (err error) {
 	v.last = page
 	v.pages += uint32(len(b) / pageSize)
 	var d dataBlock
-	if !d.parse(b) {
+	if !d.parse(b) || !d.readFirst() {
 		return r.corrupt(page, "data block")
 	}
 	first := d.first

@@ -3,6 +3,7 @@ package run
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 
@@ -89,14 +90,14 @@ func NewWriter(fsys vfs.FS, path string, o WriterOptions) (*Writer, error) {
 	return w, nil
 }
 
-// Add adds a version of a key. Keys must ascend, and the Refs of one key descend ([ErrOrder]). It keeps no reference
-// to key.
+// Add adds a version of a key. Keys must ascend, and the Refs of one key descend ([ErrOrder]); a Ref of
+// math.MaxUint64 is none. It keeps no reference to key.
 func (w *Writer) Add(key []byte, v memindex.Version) error {
 	if w.err != nil {
 		return w.err
 	}
-	if len(key) > memindex.MaxKeyLen || v.Kind > 3 {
-		return w.fail(fmt.Errorf("%w: key of %d bytes, kind %d", ErrTooLarge, len(key), v.Kind))
+	if len(key) > memindex.MaxKeyLen || v.Kind > 3 || v.Ref == math.MaxUint64 {
+		return w.fail(fmt.Errorf("%w: key of %d bytes, kind %d, ref %d", ErrTooLarge, len(key), v.Kind, v.Ref))
 	}
 	shared := commonPrefix(w.prev, key)
 	same := false
