@@ -206,6 +206,9 @@ func TestNames(t *testing.T) {
 			}
 			seen[m.name] = true
 		}
+		if rows := w.rows(true); len(rows) == len(w.metrics)+1 && seen[rows[1].name] {
+			t.Errorf("two metrics are called %q", rows[1].name)
+		}
 	}
 	if _, err := findPeer("none"); err == nil || !strings.Contains(err.Error(), us) {
 		t.Errorf("findPeer of an unknown engine = %v, want an error that lists them", err)

@@ -39,8 +39,9 @@ type reply struct {
 // env is what a workload works with.
 type env struct {
 	spec
-	peer peer
-	data *dataset
+	peer  peer
+	data  *dataset
+	phase measured // what measure measured last
 }
 
 // childMain runs what the environment asks for, and ends the process.
@@ -80,6 +81,9 @@ func (s *spec) do() (results, bool, error) {
 		return r, w.prepare.killed, err
 	}
 	r, err := w.run(e)
+	if units := r[w.metrics[0].name] * e.phase.elapsed.Seconds(); err == nil && units > 0 {
+		r[w.cpuMetric().name] = float64(e.phase.cpu.Nanoseconds()) / 1e3 / units
+	}
 	return r, false, err
 }
 
@@ -116,6 +120,7 @@ func closeAll(store Store, sessions []Session) error {
 type measured struct {
 	done    int // operations
 	elapsed time.Duration
+	cpu     time.Duration // of the whole process
 }
 
 func (m measured) rate() float64 { return float64(m.done) / m.elapsed.Seconds() }
@@ -135,7 +140,8 @@ func (e *env) measure(workers, ops int, limit time.Duration, op func(worker, i i
 			err = errors.Join(err, f.Close())
 		}()
 	}
-	return work(workers, ops, limit, op)
+	e.phase, err = work(workers, ops, limit, op)
+	return e.phase, err
 }
 
 // work runs op for every i below ops, in worker goroutines of which each takes every workers-th, until all is done or
@@ -148,7 +154,7 @@ func work(workers, ops int, limit time.Duration, op func(worker, i int) error) (
 	}
 	var wg sync.WaitGroup
 	done, errs := make([]int, workers), make([]error, workers)
-	start := time.Now()
+	start, cpu := time.Now(), cpuTime()
 	for w := range workers {
 		wg.Go(func() {
 			n := 0 // not done[w], whose cache line the others write too
@@ -167,7 +173,7 @@ func work(workers, ops int, limit time.Duration, op func(worker, i int) error) (
 		})
 	}
 	wg.Wait()
-	m := measured{elapsed: time.Since(start)}
+	m := measured{elapsed: time.Since(start), cpu: cpuTime() - cpu}
 	for _, n := range done {
 		m.done += n
 	}

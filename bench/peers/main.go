@@ -46,6 +46,7 @@ type options struct {
 	settle    bool
 	dir       string
 	profiles  string
+	cpu       bool
 	json      bool
 }
 
@@ -68,6 +69,7 @@ func parseFlags(args []string) (*options, error) {
 	fs.DurationVar(&o.limit, "limit", 5*time.Second, "a phase ends after so many operations as there are keys, or after this time")
 	fs.StringVar(&o.dir, "dir", os.TempDir(), "directory on the disk to use; everything is below a new directory there, and removed")
 	fs.StringVar(&o.profiles, "cpuprofile", "", "directory for a CPU profile of each measured phase")
+	fs.BoolVar(&o.cpu, "cpu", false, "add rows of CPU time")
 	fs.BoolVar(&o.json, "json", false, "print every sample as JSON instead of the table")
 	cache := fs.Int64("cache", 256, "MiB that a store may use to cache blocks")
 	smoke := fs.Bool("smoke", false, "only check that everything works: few keys, one run")

@@ -36,7 +36,8 @@ type runner struct {
 	failed  []error
 }
 
-// run measures everything and prints the result. Rows that failed are missing in it, and make the error.
+// run measures everything and prints the result. What failed, or was not reached before ctx
+// ended, is missing in it, and makes the error.
 func (o *options) run(ctx context.Context) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -54,8 +55,9 @@ func (o *options) run(ctx context.Context) error {
 	}
 	r := &runner{options: o, base: base, self: self}
 	for _, value := range o.values {
-		if err := r.valueSize(ctx, value); err != nil {
-			return err
+		if err := r.valueSize(ctx, value); err != nil { // interrupted: what there is, is printed
+			r.failed = append(r.failed, err)
+			break
 		}
 	}
 	if o.json {
@@ -82,6 +84,9 @@ func (r *runner) valueSize(ctx context.Context, value int) error {
 					return err
 				}
 				res, err := r.one(ctx, &w, &p, value, round)
+				if err := ctx.Err(); err != nil {
+					return err
+				}
 				if err != nil {
 					err = fmt.Errorf("%s, %s, %d bytes, run %d: %w", w.name, p.name, value, round+1, err)
 					fmt.Fprintln(os.Stderr, "peers:", err)
@@ -96,7 +101,7 @@ func (r *runner) valueSize(ctx context.Context, value int) error {
 }
 
 func (r *runner) collect(w *workload, p *peer, value, round int, res results) {
-	for _, m := range w.metrics {
+	for _, m := range w.rows(r.cpu) {
 		figure, ok := res[m.name]
 		if !ok {
 			continue

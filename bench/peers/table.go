@@ -39,7 +39,7 @@ func (r *runner) table(b *bufio.Writer, value int, logs bool) {
 		if w.logs != logs {
 			continue
 		}
-		for _, m := range w.metrics {
+		for _, m := range w.rows(r.cpu) {
 			if lines == 0 {
 				fmt.Fprintf(b, "\n%d keys or entries of %d B values, median (least to most) of %d runs; the last column is above 1 where shiplog is better\n\n", r.keys(value), value, r.runs)
 				fmt.Fprintf(b, "| row | unit | %s | shiplog against the best peer |\n|%s\n", strings.Join(engines, " | "), strings.Repeat(" --- |", len(engines)+3))
@@ -63,7 +63,7 @@ func (r *runner) table(b *bufio.Writer, value int, logs bool) {
 func spreadText(s spread, text func(float64) string) string {
 	switch {
 	case math.IsNaN(s.median):
-		return "failed"
+		return "none"
 	case s.least == s.most:
 		return text(s.median)
 	}

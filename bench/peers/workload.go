@@ -64,6 +64,21 @@ func (w *workload) applies(p *peer) bool {
 	return p.store != nil
 }
 
+// cpuMetric is the CPU time, user's and system's, of the process in the measured phase, for each unit of the first metric.
+// Neighbours on the machine disturb it less than they do the clock; what a store leaves to its background after the
+// phase is not in it.
+func (w *workload) cpuMetric() metric {
+	return metric{name: w.metrics[0].name + ": CPU", unit: "us each", lower: true}
+}
+
+// rows are the workload's rows of the table: with the CPU time, where it is asked for and there is a measured phase.
+func (w *workload) rows(cpu bool) []metric {
+	if cpu && strings.HasSuffix(w.metrics[0].unit, "/s") {
+		return slices.Insert(slices.Clone(w.metrics), 1, w.cpuMetric())
+	}
+	return w.metrics
+}
+
 // spread is the median and the range of some samples.
 type spread struct{ median, least, most float64 }
 
