@@ -207,7 +207,7 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 		return ErrClosed
 	case !db.follower.Load():
 		return fmt.Errorf("cut back to %v: this node is the leader", lsn)
-	case lsn < db.marks.committedLSN():
+	case lsn < db.marks.committedLSN() && !db.CommittedAlone(lsn):
 		return fmt.Errorf("cut back to %v: everything up to %v is committed", lsn, db.marks.committedLSN())
 	}
 	if err := db.log.CanTruncate(lsn); err != nil {
@@ -223,9 +223,55 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 	} else {
 		from = min(from, db.log.BatchEnd())
 	}
+	if shown := db.marks.visibleLSN(); err == nil && lsn < shown {
+		db.takenBack.Add(1)
+		db.opts.Logger.Warn("writes that were visible here were cut; they are kept in diverged", "from_lsn", lsn.String(), "to_lsn", shown.String())
+	}
 	db.marks.cut(from, db.log.Durable())
 	db.applier = db.startApplier(from)
 	return err
+}
+
+// CommittedAlone reports whether no follower had to confirm what was committed at or above an LSN: the rule in force there asks
+// for none, or was degraded, and nothing in the log says otherwise since. In doubt it answers no.
+func (db *DB) CommittedAlone(from wal.LSN) bool {
+	m := &db.marks
+	m.mu.Lock()
+	rule, degraded, committed := Level(m.rule.Level), m.degraded, m.committedLSN()
+	m.mu.Unlock()
+	if rule.synchronous() && (degraded == 0 || degraded > from) {
+		return false
+	}
+	start, err := db.log.FrameFrom(from)
+	if err != nil {
+		return errors.Is(err, wal.ErrBeyondEnd)
+	}
+	r := db.log.NewReader(start)
+	defer r.Close()
+	for r.Next() && r.Frame().LSN < committed {
+		if !r.Frame().Control() {
+			continue
+		}
+		c, err := wal.DecodeControl(r.Raw())
+		if err != nil {
+			return false
+		}
+		switch c := c.(type) {
+		case *wal.RuleRecord:
+			if Level(c.Rule.Level) != rule {
+				return false
+			}
+		case *wal.EpochRecord:
+			if Level(c.Rule.Level) != rule || rule.synchronous() {
+				return false
+			}
+		case *wal.DegradedRecord:
+			if !c.Begin {
+				return false
+			}
+		}
+	}
+	return r.Err() == nil
 }
 
 // StartOver gives up the whole log of a follower, and the index, so that both can be copied anew from a tail that lies behind its

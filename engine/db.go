@@ -44,7 +44,11 @@ type DB struct {
 	follower atomic.Bool
 	fenced   atomic.Uint32 // epoch that fenced this leader; 0: none
 
-	ruleMu  sync.Mutex // held over the making of a rule record, from the rule that it changes on
+	ruleMu sync.Mutex // held over the making of a rule record, from the rule that it changes on
+
+	promoting  sync.Mutex // one candidacy at a time; before roleMu
+	electorate Electorate // guarded by roleMu
+
 	roleMu  sync.Mutex // serialises changes of role, and Close
 	applier *applier   // of a follower; guarded by roleMu
 	flusher *flusher
@@ -183,6 +187,13 @@ func (db *DB) becomeLeader(asked *Options) error {
 		m.indexed.Store(uint64(end))
 		m.degraded = 0
 	}
+	db.beginLead(end, clean)
+	return nil
+}
+
+// beginLead takes up the leader's marks: the log and the index end at end; clean says that no epoch was begun there.
+func (db *DB) beginLead(end wal.LSN, clean bool) {
+	m := &db.marks
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.leader = true
@@ -191,7 +202,7 @@ func (db *DB) becomeLeader(asked *Options) error {
 	m.endChangesAt(db.log.Committed())
 	if Level(m.ruleLevel.Load()).synchronous() && m.degraded == 0 {
 		// Nothing that was not known to be confirmed is shown before it is.
-		visible = min(end, db.log.Committed())
+		visible = min(end, max(db.log.Committed(), m.visibleLSN()))
 		m.epochEnd = 0
 		if !clean {
 			m.epochEnd = end
@@ -203,7 +214,6 @@ func (db *DB) becomeLeader(asked *Options) error {
 		db.loadedAt.Store(uint64(end))
 	}
 	m.advance()
-	return nil
 }
 
 // newRule is the commit rule and the voters that the options ask for.
@@ -243,10 +253,6 @@ func (db *DB) refuse(c *commit) error {
 func (db *DB) position(lsn wal.LSN) Position {
 	return Position{Epoch: db.log.EpochAt(lsn), LSN: lsn}
 }
-
-// Promote makes this node the leader. This version answers ErrUnavailable: it follows and recovers,
-// but does not take over.
-func (db *DB) Promote(context.Context) error { return ErrUnavailable }
 
 // Follow makes this node a follower: writes are refused from the call on, those in flight end, and
 // package ship may feed it. A follower stays one.

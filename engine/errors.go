@@ -41,8 +41,8 @@ var (
 	ErrSnapshotTooOld = errors.New("engine: snapshot too old")
 	// ErrLost is returned for a position that this database's history does not contain.
 	ErrLost = errors.New("engine: position was lost at a fork of the history")
-	// ErrUnavailable is returned by Promote: this version can follow, but not take over.
-	ErrUnavailable = errors.New("engine: promotion is not available in this version")
+	// ErrNoQuorum is returned by Promote when too few voters have promised the new epoch.
+	ErrNoQuorum = errors.New("engine: too few promises to lead")
 	// ErrNotLeader is returned by Open for a directory whose log belongs to another leader.
 	ErrNotLeader = errors.New("engine: the log belongs to another leader; open it as a follower")
 	// ErrClosed is returned after Close.

@@ -134,6 +134,9 @@ func (m *marks) cut(batchEnd, durable wal.LSN) {
 			break
 		}
 	}
+	m.visible.Store(min(m.visible.Load(), uint64(batchEnd)))
+	m.committed.Store(min(m.committed.Load(), uint64(durable), uint64(batchEnd)))
+	m.told = min(m.told, batchEnd)
 	m.signal()
 	m.mu.Unlock()
 }

@@ -150,12 +150,19 @@ func place(up, down view, empty bool, promised wal.Epoch, committed wal.LSN, seg
 	return down.end, nil
 }
 
-// mayCut decides whether a follower may cut its log back to the fork that a refusal names, by itself: nothing
-// below its own committed mark, and only bytes that the same leader wrote in the same term before it restarted
-// and lost them. digest is the follower's own at the fork.
-func mayCut(down view, committed wal.LSN, r *Error, digest wal.Digest) *Error {
+// mayCut decides whether a follower may cut its log back to the fork that a refusal names, by itself: bytes that the same leader wrote
+// in the same term before it restarted and lost them, and bytes of terms below the one whose epoch record names the fork. Nothing
+// below its own committed mark is cut, unless a higher term names the fork and loose says that no followers had to
+// confirm what was committed from there on. digest is the follower's own at the fork.
+func mayCut(down view, committed wal.LSN, r *Error, digest wal.Digest, loose bool) *Error {
+	higher := true // the fork's term is above all that is cut
+	for i, h := range down.history {
+		if down.after(i) > r.LSN || i+1 == len(down.history) {
+			higher = higher && h.Epoch.Term() < r.Epoch.Term()
+		}
+	}
 	switch {
-	case r.LSN < committed:
+	case r.LSN < committed && !(higher && loose):
 		e := refuse(CodeDivergedCommitted, "fork at %s, own committed mark at %s", r.LSN, committed)
 		e.LSN, e.Epoch, e.Node = r.LSN, r.Epoch, r.Node
 		return e
@@ -169,6 +176,9 @@ func mayCut(down view, committed wal.LSN, r *Error, digest wal.Digest) *Error {
 	for i, h := range down.history {
 		if down.after(i) <= r.LSN && i+1 < len(down.history) {
 			continue // wholly below the fork
+		}
+		if h.Epoch.Term() < r.Epoch.Term() {
+			continue
 		}
 		if h.Epoch.Term() != r.Epoch.Term() || h.Epoch >= r.Epoch || h.Leader != r.Node {
 			return r // another leader's doing, or no epoch at all names the fork

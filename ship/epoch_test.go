@@ -125,16 +125,25 @@ func TestMayCut(t *testing.T) {
 		{"after an earlier restart", ship.NewView(hist(e(1, 0, 0x80, 10), e(1, 1, 0x500, 11)), 0, 0x2000), 0, refusal(0x900, 1, 2), 77, nil},
 		{"fork below the committed mark", one, 0x908, refusal(0x900, 1, 1), 77, ship.ErrDivergedCommitted},
 		{"another digest at the fork", one, 0, refusal(0x900, 1, 1), 78, ship.ErrDigest},
-		{"another term", one, 0, refusal(0x900, 2, 0), 77, ship.ErrDiverged},
+		{"a higher term", one, 0x900, refusal(0x900, 2, 0), 77, nil},
+		{"two terms higher", one, 0, refusal(0x900, 3, 0), 77, nil},
+		{"a higher term, committed by followers too", one, 0x908, refusal(0x900, 2, 0), 77, ship.ErrDivergedCommitted},
 		{"another leader", one, 0, other, 77, ship.ErrDiverged},
 		{"no epoch names the fork", one, 0, unnamed, 77, ship.ErrDiverged},
 		{"the epoch that is to be cut is as high", one, 0, refusal(0x900, 1, 0), 77, ship.ErrDiverged},
 		{"fork at the end", one, 0, refusal(0x2000, 1, 1), 77, ship.ErrProtocol},
 		{"an own term begins above the fork", ship.NewView(hist(e(1, 0, 0x80, 10), e(2, 0, 0xa00, 20)), 0, 0x2000), 0, refusal(0x900, 1, 1), 77, ship.ErrDiverged},
 	} {
-		err := ship.MayCut(c.down, c.committed, c.refusal, c.digest)
+		err := ship.MayCut(c.down, c.committed, c.refusal, c.digest, false)
 		if (err == nil) != (c.err == nil) || err != nil && !errors.Is(err, c.err) {
 			t.Errorf("%s: got %v, want %v", c.name, err, c.err)
 		}
+	}
+	// What no follower had to confirm is cut below the committed mark too, but only where a higher term names the fork.
+	if err := ship.MayCut(one, 0x1000, refusal(0x900, 2, 0), 77, true); err != nil {
+		t.Errorf("committed alone, a higher term: %v", err)
+	}
+	if err := ship.MayCut(one, 0x1000, refusal(0x900, 1, 1), 77, true); !errors.Is(err, ship.ErrDivergedCommitted) {
+		t.Errorf("committed alone, the same term: %v", err)
 	}
 }

@@ -133,17 +133,21 @@ func (f *Follower) dial(ctx context.Context) (net.Conn, error) {
 	f.mu.Lock()
 	f.st.Attempts++
 	f.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, f.opts.HandshakeTimeout)
+	return dialUpstream(ctx, &f.opts)
+}
+
+func dialUpstream(ctx context.Context, o *FollowerOptions) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.HandshakeTimeout)
 	defer cancel()
 	switch {
-	case f.opts.Dial != nil:
-		return f.opts.Dial(ctx)
-	case f.opts.TLS != nil:
-		d := tls.Dialer{Config: f.opts.TLS}
-		return d.DialContext(ctx, "tcp", f.opts.Upstream)
+	case o.Dial != nil:
+		return o.Dial(ctx)
+	case o.TLS != nil:
+		d := tls.Dialer{Config: o.TLS}
+		return d.DialContext(ctx, "tcp", o.Upstream)
 	}
 	var d net.Dialer
-	return d.DialContext(ctx, "tcp", f.opts.Upstream)
+	return d.DialContext(ctx, "tcp", o.Upstream)
 }
 
 // join takes a connection through the handshake to a Welcome that this side has checked.
@@ -199,7 +203,10 @@ func (f *Follower) position() (*Join, error) {
 		Database: f.opts.Database, Node: f.log.NodeID(), Promised: f.log.Promised(), Role: RoleVoter,
 		Name: f.opts.Name, Addr: f.opts.Addr, Empty: f.log.Empty(),
 	}
-	if f.opts.Observer {
+	switch {
+	case f.opts.Candidate != 0:
+		j.Role, j.Promised = RoleCandidate, f.opts.Candidate
+	case f.opts.Observer:
 		j.Role = RoleObserver
 	}
 	if j.Empty {
@@ -236,7 +243,11 @@ func (f *Follower) check(j *Join, w *Welcome) error {
 		return refuse(CodeProtocol, "welcome: fields disagree")
 	}
 	up, down := view{history: w.History, tail: w.Tail, end: w.Head}, view{history: j.History, end: j.End}
-	start, e := place(up, down, j.Empty, j.Promised, j.Committed, w.SegmentSize)
+	promised := j.Promised
+	if f.opts.Candidate != 0 {
+		promised = 0 // it is this node that is to lead it
+	}
+	start, e := place(up, down, j.Empty, promised, j.Committed, w.SegmentSize)
 	switch {
 	case e != nil:
 		return e
@@ -271,7 +282,11 @@ func (f *Follower) cut(j *Join, r *Error) error {
 			return fmt.Errorf("ship: digest at the fork %s: %w", r.LSN, err)
 		}
 	}
-	if e := mayCut(down, j.Committed, r, digest); e != nil {
+	loose := false
+	if judge, ok := f.node.(CommitJudge); ok && r.LSN < j.Committed {
+		loose = judge.CommittedAlone(r.LSN)
+	}
+	if e := mayCut(down, j.Committed, r, digest, loose); e != nil {
 		return e
 	}
 	cutter, ok := f.node.(Cutter)

@@ -136,6 +136,9 @@ func (l *Leader) handle(nc net.Conn) {
 	delete(l.pending, nc)
 	l.mu.Unlock()
 	<-l.handshakes
+	if errors.Is(err, errAnswered) {
+		return
+	}
 	if err != nil {
 		l.opts.Logger.Warn("follower refused", "remote", nc.RemoteAddr().String(), "error", err)
 		return
@@ -164,8 +167,8 @@ func (l *Leader) welcome(nc net.Conn) (*session, error) {
 		return nil, err
 	}
 	s, err := l.join(c)
-	if err == nil {
-		return s, nil
+	if err == nil || errors.Is(err, errAnswered) {
+		return s, err
 	}
 	var e *Error
 	if !errors.As(err, &e) {
@@ -186,9 +189,12 @@ func (l *Leader) join(c *conn) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if call, ok := m.(*Call); ok {
+		return nil, l.answer(c, call)
+	}
 	j, ok := m.(*Join)
 	if !ok {
-		return nil, refuse(CodeProtocol, "want a join")
+		return nil, refuse(CodeProtocol, "want a join or a call")
 	}
 	start, w, err := l.decide(j)
 	if err != nil {
@@ -227,14 +233,24 @@ func (l *Leader) decide(j *Join) (wal.LSN, *Welcome, error) {
 	}
 	up := view{history: l.log.History(), tail: l.log.Tail(), end: l.log.Head()}
 	relay := l.upstream() != nil
-	if p := l.log.Promised(); !relay && p > up.epoch() {
+	candidate := j.Role == RoleCandidate
+	if candidate && j.Promised != l.log.Promised() {
+		e := refuse(CodeFenced, "candidate for epoch %s, this node has promised %s", j.Promised, l.log.Promised())
+		e.Epoch = l.log.Promised()
+		return 0, nil, e
+	}
+	if p := l.log.Promised(); !relay && !candidate && p > up.epoch() {
 		e := refuse(CodeFenced, "upstream is at epoch %s and knows of %s", up.epoch(), p)
 		e.Epoch = p
 		return 0, nil, e
 	}
 	down := view{history: j.History, end: j.End}
 	size := uint64(l.log.SegmentSize())
-	start, e := place(up, down, j.Empty, j.Promised, j.Committed, size)
+	promised := j.Promised
+	if candidate {
+		promised = 0 // it leads that epoch itself, and wants what is before it
+	}
+	start, e := place(up, down, j.Empty, promised, j.Committed, size)
 	if e != nil {
 		return 0, nil, l.refusePlace(e)
 	}
@@ -382,6 +398,15 @@ func (l *Leader) listed(id wal.NodeID) bool {
 func (l *Leader) awaitsSync() bool {
 	h, ok := l.node.(SyncHinter)
 	return !ok || h.AwaitsSync()
+}
+
+// Renew ends all sessions, because the node's role has changed: followers come back and are judged anew.
+func (l *Leader) Renew() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.sessions {
+		s.fail(refuse(CodeNotReady, "the upstream's role has changed"))
+	}
 }
 
 // Shutdown stops accepting, gives each follower until ctx ends to receive what it is due, tells it that this side

@@ -41,6 +41,8 @@ const (
 	refusalFixed = 80
 	markSize     = 64
 	ackSize      = 48
+	callFixed    = 48
+	voteFixed    = 72
 	entrySize    = 36
 	maxBody      = welcomeFixed + 2*MaxName + MaxHistory*entrySize
 	nonceSize    = 32
@@ -154,6 +156,8 @@ const (
 	TypeData    Type = 4 // upstream: log bytes
 	TypeMark    Type = 5 // upstream: committed mark, clock, digest; heartbeat
 	TypeAck     Type = 6 // follower: how far I am; heartbeat
+	TypeCall    Type = 7 // instead of a join: a question, or a request for a promise
+	TypeVote    Type = 8 // the answer to a call
 )
 
 // Flags of messages. Unknown ones are refused.
@@ -176,6 +180,8 @@ var (
 		TypeData:    {1, MaxData},
 		TypeMark:    {markSize, markSize},
 		TypeAck:     {ackSize, ackSize},
+		TypeCall:    {callFixed, callFixed + 2*MaxName},
+		TypeVote:    {voteFixed, voteFixed + 2*MaxName},
 	}
 )
 
@@ -222,7 +228,7 @@ func DecodeHeader(p []byte) (Header, error) {
 	h.Length = binary.LittleEndian.Uint32(p[12:])
 	h.LSN = wal.LSN(binary.LittleEndian.Uint64(p[16:]))
 	switch {
-	case h.Type < TypeJoin || h.Type > TypeAck:
+	case h.Type < TypeJoin || h.Type > TypeVote:
 		return h, refuse(CodeProtocol, "message type %d", h.Type)
 	case int(h.Type) < len(flagMask) && h.Flags&^flagMask[h.Type] != 0, p[10] != 0, p[11] != 0:
 		return h, refuse(CodeProtocol, "message type %d: unknown flags", h.Type)
@@ -252,7 +258,7 @@ func mix64(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// Message is one of [*Join], [*Welcome], [*Refusal], [*Mark], [*Ack].
+// Message is one of [*Join], [*Welcome], [*Refusal], [*Mark], [*Ack], [*Call], [*Vote].
 type Message interface {
 	messageType() Type
 	flags() uint8
@@ -295,6 +301,10 @@ func DecodeMessage(h Header, body []byte) (Message, error) {
 		m = d.mark(h.Flags)
 	case TypeAck:
 		m = d.ack()
+	case TypeCall:
+		m = d.call()
+	case TypeVote:
+		m = d.vote()
 	default:
 		return nil, refuse(CodeProtocol, "message type %d out of place", h.Type)
 	}

@@ -53,6 +53,15 @@ var messages = map[string]ship.Message{
 		Digest: 0xfedcba9876543210, Epoch: wal.MakeEpoch(2, 0), Hops: 1,
 	},
 	"mark-plain": &ship.Mark{Head: 8, Clock: -1, Epoch: wal.MakeEpoch(1, 0)},
+	"call": &ship.Call{
+		Op: ship.CallPromise, Epoch: wal.MakeEpoch(3, 0), Database: id(0xdb), Node: id(0xf0), Name: "f1", Addr: "10.0.0.2:7380",
+	},
+	"call-report": &ship.Call{Op: ship.CallReport, Database: id(0xdb), Node: id(0xf0)},
+	"vote": &ship.Vote{
+		Granted: true, Promised: wal.MakeEpoch(3, 0), Last: wal.MakeEpoch(2, 1), Node: id(0xf1), End: 0xa000, Durable: 0x9fc0,
+		Committed: 0x9f00, Tail: 0x4000, Name: "f2", Addr: "10.0.0.3:7380",
+	},
+	"vote-leads": &ship.Vote{Leads: true, Node: id(0xf1)},
 	"ack": &ship.Ack{
 		Received: 0xa000, Durable: 0x9fc0, Applied: 0x9fc0, Visible: 0x9f00, Echo: 99, Epoch: wal.MakeEpoch(2, 0),
 	},

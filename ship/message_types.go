@@ -14,6 +14,8 @@ type Role uint8
 const (
 	RoleVoter    Role = 1 // counted by the commit rule once it has caught up, if the leader's node admits it
 	RoleObserver Role = 2 // never counted
+	// RoleCandidate is about to lead the epoch that it names as promised, which the upstream has promised too: it is sent everything.
+	RoleCandidate Role = 3
 )
 
 // Join says who the follower is and where it stands.
@@ -70,7 +72,7 @@ func (d *decoder) join() *Join {
 	}
 	f := d.u8()
 	m.Empty, m.LogOnly = f&joinEmpty != 0, f&joinLogOnly != 0
-	d.need(f&^(joinEmpty|joinLogOnly) == 0 && (m.Role == RoleVoter || m.Role == RoleObserver))
+	d.need(f&^(joinEmpty|joinLogOnly) == 0 && m.Role >= RoleVoter && m.Role <= RoleCandidate)
 	d.zero(2)
 	m.Features = d.u64()
 	name, addr, history := int(d.u16()), int(d.u16()), int(d.u16())

@@ -44,6 +44,13 @@ type Cutter interface {
 	CutLog(to wal.LSN) error
 }
 
+// CommitJudge is implemented by follower nodes that know under which rule what they hold was committed: CommittedAlone reports
+// whether no follower had to confirm anything that was committed at or above an LSN, so that another history may lack it. A node that is
+// no CommitJudge never cuts below its committed mark.
+type CommitJudge interface {
+	CommittedAlone(from wal.LSN) bool
+}
+
 // Restarter is implemented by follower nodes that can give up their whole log, and what they derived from it, to copy it anew.
 // The log is empty, durably, on return. A node that is no Restarter stops with [ErrTrimmed] where that is needed.
 type Restarter interface {

@@ -37,6 +37,9 @@ type LeaderOptions struct {
 	TLS *tls.Config
 	// Name and Addr are told to followers: this node's name, and the address by which clients reach it.
 	Name, Addr string
+	// Answer, when set, answers calls. When a promise is granted, it is persisted, and nothing more is taken from a leader of an
+	// older epoch, before the answer.
+	Answer func(ctx context.Context, c *Call) (*Vote, error)
 	// Upstream, when set, says whom this node itself follows: nil for nobody. Its marks carry the clock of the
 	// leader at the end of the chain.
 	Upstream func() *Follower
@@ -69,6 +72,8 @@ type FollowerOptions struct {
 	Name, Addr string
 	// Observer: never to be counted by the commit rule.
 	Observer bool
+	// Candidate is the epoch that this node is about to lead. An upstream that has promised it sends all that it has, committed or not.
+	Candidate wal.Epoch
 	// Database, when set, is the only one that an empty log takes up.
 	Database wal.DatabaseID
 

@@ -64,7 +64,7 @@ func TestDivergenceIsNotCutAway(t *testing.T) {
 		want  error
 	}{
 		{"below the committed mark", wal.Epoch.NextRestart, true, false, ship.ErrDivergedCommitted},
-		{"another term", wal.Epoch.NextTerm, false, false, ship.ErrDiverged},
+		{"below the committed mark, a higher term", wal.Epoch.NextTerm, true, false, ship.ErrDivergedCommitted},
 		{"applied by a node that cannot cut", wal.Epoch.NextRestart, false, true, ship.ErrDiverged},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -129,12 +130,15 @@ func (s *session) wake() {
 	}
 }
 
-// limit returns up to where this follower may be sent: the head for voters; for all others what is committed and
-// on this node's disk.
+// limit returns up to where this follower may be sent: the head for voters, and for who is about to lead; for all others what is
+// committed and on this node's disk.
 func (s *session) limit() (limit wal.LSN, voter bool) {
 	head := s.l.log.Head()
 	if s.votes() {
 		return head, true
+	}
+	if s.join.Role == RoleCandidate {
+		return head, false
 	}
 	return min(s.l.node.Committed(), s.l.log.Durable(), head), false
 }
@@ -468,7 +472,7 @@ func (s *session) ack(m *Ack) error {
 
 // admit asks the node to count this follower, once it is durable up to what was committed when it had caught up.
 func (s *session) admit(p Positions, now time.Time) error {
-	voter, err := s.l.node.AdmitPeer(s.join.Node, s.join.Name, s.join.Addr)
+	voter, err := s.l.node.AdmitPeer(s.join.Node, s.join.Name, reachable(s.join.Addr, s.c.nc.RemoteAddr()))
 	if err != nil {
 		return &Error{Code: CodeNotAdmitted, Text: err.Error(), Err: err}
 	}
@@ -486,6 +490,19 @@ func (s *session) admit(p Positions, now time.Time) error {
 	s.l.opts.Logger.Info("voter admitted", "name", s.join.Name, "node", s.join.Node.String(), "durable_lsn", p.Durable.String())
 	s.wake()
 	return nil
+}
+
+// reachable is where others can reach a peer that says that it serves at addr: an address of all interfaces is replaced by the one
+// that it connects from.
+func reachable(addr string, from net.Addr) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || host != "" && !net.ParseIP(host).IsUnspecified() {
+		return addr
+	}
+	if tcp, ok := from.(*net.TCPAddr); ok {
+		return net.JoinHostPort(tcp.IP.String(), port)
+	}
+	return addr
 }
 
 // PeerStatus is what a leader knows of a follower.

@@ -64,11 +64,21 @@ const maxResponse = 4 << 20
 
 // get decodes the JSON answer of a path into v.
 func (c *client) get(ctx context.Context, addr, path string, v any) error {
+	return c.do(ctx, http.MethodGet, addr, path, v)
+}
+
+// post has the node do something, and decodes its JSON answer into v.
+func (c *client) post(ctx context.Context, addr, path string, v any) error {
+	return c.do(ctx, http.MethodPost, addr, path, v)
+}
+
+func (c *client) do(ctx context.Context, method, addr, path string, v any) error {
 	u := url.URL{Scheme: c.scheme, Host: addr}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String()+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, u.String()+path, nil)
 	if err != nil {
 		return err
 	}
+	req.Header.Set("Content-Type", "application/json")
 	if c.password != "" {
 		req.SetBasicAuth("default", c.password)
 	}

@@ -29,6 +29,8 @@ type node struct {
 	httpAddr string
 	clients  func() resp.Stats
 
+	changing sync.Mutex // one change of role or upstream at a time; before mu
+
 	mu       sync.Mutex // guards all below
 	follower *ship.Follower
 	upstream string // shipping address that is followed
@@ -95,15 +97,18 @@ func (n *node) currentFollower() *ship.Follower {
 // ReplicaOf implements resp.Node.
 func (n *node) ReplicaOf(ctx context.Context, host, port string) error {
 	if host == "" {
-		return mapError(n.db.Promote(ctx))
-	}
-	if n.db.Role() == engine.Leader {
-		return errors.New("this node is the leader of its database; a leader cannot become a follower in this version")
+		_, err := n.promote(ctx, engine.PromoteOptions{})
+		return mapError(err)
 	}
 	asked := net.JoinHostPort(host, port)
 	addr, err := askShipAddr(ctx, asked, n.cfg.Password, n.cfg.ClientTLS)
 	if err != nil {
 		return fmt.Errorf("ask %s for its shipping address: %w", asked, err)
+	}
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	if err := n.stepDown(ctx); err != nil {
+		return err
 	}
 	return n.follow(addr, asked)
 }

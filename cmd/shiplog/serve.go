@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,7 +15,6 @@ import (
 	"shiplog/cmd/shiplog/internal/config"
 	"shiplog/cmd/shiplog/internal/httpd"
 	"shiplog/cmd/shiplog/internal/resp"
-	"shiplog/engine"
 	"shiplog/ship"
 )
 
@@ -75,12 +75,9 @@ func serve(ctx context.Context, cfg *config.Node) error {
 	if err != nil {
 		return err
 	}
-	db, err := engine.Open(cfg.Dir, &cfg.Engine)
+	db, err := openNode(cfg)
 	if err != nil {
 		ports.close()
-		if errors.Is(err, engine.ErrNotLeader) {
-			err = fmt.Errorf("%w: give --follow", err)
-		}
 		return err
 	}
 	n := &node{cfg: cfg, db: db, log: cfg.Logger, started: time.Now(), respAddr: ports.resp.Addr().String()}
@@ -108,11 +105,13 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 	if ports.ship != nil {
 		leader, err := ship.NewLeader(n.db, &ship.LeaderOptions{
 			Secret: cfg.Secret, TLS: cfg.ShipTLS, Name: cfg.Name, Addr: n.respAddr, Upstream: n.currentFollower, Logger: n.log,
+			Answer: n.answer,
 		})
 		if err != nil {
 			return err
 		}
 		n.leader = leader
+		n.db.SetElectorate(electorate{n})
 		n.db.OnAppend(leader.Push)
 		go func() { failed <- wrap("ship", leader.Serve(ports.ship)) }() // ends by leader.Shutdown
 	}
@@ -123,7 +122,7 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 	n.clients = clients.Stats
 	var web *httpd.Server
 	if ports.http != nil {
-		web = httpd.New(httpd.Options{Source: n, Password: cfg.Password, TLS: cfg.ServerTLS, Logger: n.log})
+		web = httpd.New(httpd.Options{Source: n, Control: n, Password: cfg.Password, TLS: cfg.ServerTLS, Logger: n.log})
 		go func() { failed <- wrap("http", web.Serve(ports.http)) }() // ends by web.Shutdown
 	}
 	if cfg.Follow != "" {
@@ -131,6 +130,12 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 			return err
 		}
 	}
+	n.look(ctx) // before a client is served: others may have gone on without this node
+	watched, stopWatch := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { n.watch(watched) }) // ended by stopWatch
+	defer watch.Wait()
+	defer stopWatch()
 	ln := ports.resp
 	if cfg.ServerTLS != nil {
 		ln = tls.NewListener(ln, cfg.ServerTLS)

@@ -37,7 +37,7 @@ var known = []struct{ engine, resp error }{
 	{engine.ErrPoisoned, resp.ErrPoisoned}, // a sync can fail for lack of space; room does not mend that
 	{engine.ErrNoSpace, resp.ErrNoSpace},
 	{engine.ErrConflict, resp.ErrConflict},
-	{engine.ErrUnavailable, resp.ErrUnavailable},
+	{engine.ErrNoQuorum, resp.ErrUnavailable},
 }
 
 func mapError(err error) error {

@@ -1,4 +1,4 @@
-// Package httpd serves what operators look at: /status (JSON), /healthz, /metrics (Prometheus), /digest (for compare),
+// Package httpd serves what operators look at and change: POST /promote and /switchover, /status (JSON), /healthz, /metrics (Prometheus), /digest (for compare),
 // /debug/pprof, and a page for people at /.
 //
 // With a password every path but /healthz asks for it, as Basic authentication (any user) or as a bearer token. Without
@@ -37,12 +37,21 @@ type Source interface {
 	Healthy() error
 }
 
+// Control changes the node's role. Its methods may be called concurrently; their answers are shown as JSON.
+type Control interface {
+	// Promote makes the node the leader; with force although too few others agree, with dry it says only what would come of it.
+	Promote(ctx context.Context, force, dry bool) (any, error)
+	// Switchover hands the lead over to the follower of that name.
+	Switchover(ctx context.Context, to string) (any, error)
+}
+
 // ErrOutOfRange is returned by a Source's DigestAt for an LSN that its log does not hold.
 var ErrOutOfRange = errors.New("httpd: LSN is outside of the log")
 
 // Options configure a Server. Source is required.
 type Options struct {
 	Source   Source
+	Control  Control     // nil: the role cannot be changed here
 	Password string      // empty: loopback only
 	TLS      *tls.Config // nil: plain
 	Logger   *slog.Logger
@@ -75,6 +84,15 @@ func New(o Options) *Server {
 	mux.HandleFunc("GET /{$}", s.page)
 	mux.HandleFunc("GET /status", s.status)
 	mux.HandleFunc("GET /digest", s.digestAt)
+	if o.Control != nil {
+		mux.HandleFunc("POST /promote", s.control(func(r *http.Request) (any, error) {
+			q := r.URL.Query()
+			return o.Control.Promote(r.Context(), q.Has("force"), q.Has("dry-run"))
+		}))
+		mux.HandleFunc("POST /switchover", s.control(func(r *http.Request) (any, error) {
+			return o.Control.Switchover(r.Context(), r.URL.Query().Get("to"))
+		}))
+	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
@@ -156,6 +174,22 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.opts.Source.Status()) }
+
+// control answers a request that changes something. A page of another site cannot make one: browsers ask before they send JSON there.
+func (s *Server) control(do func(r *http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Content-Type") != "application/json" {
+			http.Error(w, "Content-Type: want application/json", http.StatusUnsupportedMediaType)
+			return
+		}
+		v, err := do(r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		writeJSON(w, v)
+	}
+}
 
 func (s *Server) digestAt(w http.ResponseWriter, r *http.Request) {
 	lsn, err := strconv.ParseUint(r.URL.Query().Get("lsn"), 10, 64)

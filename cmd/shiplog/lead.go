@@ -1,0 +1,457 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"shiplog/cmd/shiplog/internal/config"
+	"shiplog/engine"
+	"shiplog/ship"
+	"shiplog/wal"
+)
+
+// This file is how a node's role changes: it asks other nodes, answers them, and goes to whoever leads.
+
+const (
+	// askTimeout bounds how long another node's answer is waited for.
+	askTimeout = 2 * time.Second
+	// lookEvery is how often a node looks whether somebody else leads.
+	lookEvery = time.Second
+	// handOverTimeout bounds how long a switchover waits for its target, while nothing is written.
+	handOverTimeout = 10 * time.Second
+)
+
+// openNode opens the database as the flags say; a node whose last epoch has ended elsewhere, as a follower: it finds its
+// leader by the voters that its log names.
+func openNode(cfg *config.Node) (*engine.DB, error) {
+	db, err := engine.Open(cfg.Dir, &cfg.Engine)
+	if err == nil || cfg.Follow != "" || !errors.Is(err, engine.ErrNotLeader) && !errors.Is(err, engine.ErrFenced) {
+		return db, err
+	}
+	opts := cfg.Engine
+	opts.Follower = true
+	db, again := engine.Open(cfg.Dir, &opts)
+	if again != nil {
+		return nil, again
+	}
+	if slices.ContainsFunc(db.Stats().Voters, func(v wal.Voter) bool { return v.Addr != "" && v.ID != db.Log().NodeID() }) {
+		cfg.Logger.Warn("another node leads, or has led since; opened as a follower", "reason", err)
+		return db, nil
+	}
+	return nil, errors.Join(fmt.Errorf("%w: give --follow", err), db.Close())
+}
+
+// electorate is how the engine reaches other nodes.
+type electorate struct{ n *node }
+
+func (e electorate) Leave() { e.n.unfollow() }
+
+func (e electorate) Leader() (wal.Voter, bool) {
+	e.n.mu.Lock()
+	f, addr := e.n.follower, e.n.upstream
+	e.n.mu.Unlock()
+	if f == nil {
+		return wal.Voter{}, false
+	}
+	s := f.Status()
+	if s.Hops != 0 {
+		return wal.Voter{}, false
+	}
+	return wal.Voter{ID: s.Leader, Name: s.UpstreamName, Addr: addr}, true
+}
+
+func (e electorate) Ask(ctx context.Context, v wal.Voter, epoch wal.Epoch) (engine.Vote, error) {
+	op := ship.CallPromise
+	if epoch == 0 {
+		op = ship.CallReport
+	}
+	vote, err := e.n.ask(ctx, v.Addr, op, epoch, askTimeout)
+	if err != nil {
+		return engine.Vote{}, err
+	}
+	return engine.Vote{Granted: vote.Granted, Promised: vote.Promised, Last: vote.Last, End: vote.End}, nil
+}
+
+func (e electorate) Fetch(ctx context.Context, v wal.Voter, epoch wal.Epoch, vote engine.Vote) error {
+	n := e.n
+	f, err := ship.NewFollower(n.db, &ship.FollowerOptions{
+		Upstream: v.Addr, Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS, Name: n.cfg.Name, Addr: n.shipAddr, Logger: n.log, Candidate: epoch,
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- f.Run(ctx) }() // ended by cancel, and waited for
+	defer func() {
+		cancel()
+		<-ended
+	}()
+	log := n.db.Log()
+	moved := make(chan struct{}, 1)
+	defer log.Notify(moved)()
+	for log.Head() < vote.End || log.Epoch() < vote.Last {
+		select {
+		case <-moved:
+		case err := <-ended:
+			ended <- nil
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// ask calls another node.
+func (n *node) ask(ctx context.Context, addr string, op ship.CallOp, e wal.Epoch, timeout time.Duration) (*ship.Vote, error) {
+	if addr == "" {
+		return nil, errors.New("its address is not known")
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	log := n.db.Log()
+	return ship.Ask(ctx, addr, &ship.CallOptions{Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS}, &ship.Call{
+		Op: op, Epoch: e, Database: log.DatabaseID(), Node: log.NodeID(), Name: n.cfg.Name, Addr: n.shipAddr,
+	})
+}
+
+// answer answers another node's call.
+func (n *node) answer(ctx context.Context, c *ship.Call) (*ship.Vote, error) {
+	granted := false
+	switch c.Op {
+	case ship.CallPromise:
+		n.changing.Lock()
+		defer n.changing.Unlock()
+		var err error
+		if granted, err = n.db.GrantPromise(c.Epoch); err != nil {
+			return nil, err
+		}
+		if granted {
+			n.log.Warn("promised an epoch", "epoch", c.Epoch.String(), "candidate", c.Name)
+			// Nothing more comes from an older leader, and nothing more is written by this one, before the end is told.
+			n.unfollow()
+			if err := n.stepDown(ctx); err != nil {
+				return nil, err
+			}
+		}
+		v := n.vote(granted)
+		if granted && c.Addr != "" {
+			if err := n.follow(c.Addr, ""); err != nil {
+				n.log.Error("the candidate is not followed", "addr", c.Addr, "error", err)
+			}
+		}
+		return v, nil
+	case ship.CallTakeOver:
+		_, err := n.promote(ctx, engine.PromoteOptions{})
+		if err != nil {
+			return nil, err
+		}
+		granted = true
+	}
+	return n.vote(granted), nil
+}
+
+// vote says how far this node is.
+func (n *node) vote(granted bool) *ship.Vote {
+	log := n.db.Log()
+	v := &ship.Vote{
+		Granted: granted, Leads: n.leads(), Promised: log.Promised(), Last: log.Epoch(), Node: log.NodeID(),
+		End: log.Head(), Durable: log.Durable(), Committed: n.db.Committed(), Tail: log.Tail(), Name: n.cfg.Name, Addr: n.shipAddr,
+	}
+	if !v.Leads {
+		n.mu.Lock()
+		v.Addr = n.upstream
+		n.mu.Unlock()
+	}
+	return v
+}
+
+// leads reports whether this node may write.
+func (n *node) leads() bool { return n.db.Role() == engine.Leader && n.db.Stats().Fenced == 0 }
+
+// stepDown makes a leader a follower that follows nobody yet.
+func (n *node) stepDown(ctx context.Context) error {
+	if n.db.Role() == engine.Follower {
+		return nil
+	}
+	if err := n.db.Follow(ctx); err != nil {
+		return err
+	}
+	n.log.Warn("stepped down")
+	n.renew()
+	return nil
+}
+
+// promote makes this node the leader.
+func (n *node) promote(ctx context.Context, o engine.PromoteOptions) (*engine.Candidacy, error) {
+	n.mu.Lock()
+	addr, asked, following := n.upstream, n.askedAt, n.stop != nil
+	n.mu.Unlock()
+	c, err := n.db.PromoteWith(ctx, o)
+	switch {
+	case o.DryRun:
+	case err != nil:
+		n.changing.Lock()
+		defer n.changing.Unlock()
+		if following && n.db.Role() == engine.Follower {
+			if again := n.follow(addr, asked); again != nil {
+				err = errors.Join(err, again)
+			}
+		}
+	default:
+		n.mu.Lock()
+		n.follower, n.upstream, n.askedAt, n.final = nil, "", "", nil
+		n.mu.Unlock()
+		n.renew()
+	}
+	return c, err
+}
+
+// renew has this node's followers come back, because its role has changed.
+func (n *node) renew() {
+	if n.leader != nil {
+		n.leader.Renew()
+	}
+}
+
+// candidacy is what Promote shows.
+type candidacy struct {
+	Epoch     string   `json:"epoch"`
+	Needed    int      `json:"promises_needed"`
+	Promises  []string `json:"promises"`
+	Missing   []string `json:"missing"`
+	End       uint64   `json:"end_lsn"`
+	Forced    bool     `json:"forced"`
+	MayLack   bool     `json:"may_lack_acknowledged"`
+	Behind    uint64   `json:"behind_bytes"` // what the furthest node that has answered has and this one lacks
+	Furthest  string   `json:"furthest"`
+	Committed uint64   `json:"committed_lsn"`
+}
+
+// Promote implements httpd.Control.
+func (n *node) Promote(ctx context.Context, force, dry bool) (any, error) {
+	c, err := n.promote(ctx, engine.PromoteOptions{Force: force, DryRun: dry})
+	if c == nil || err != nil {
+		return nil, err
+	}
+	out := candidacy{
+		Epoch: c.Epoch.String(), Needed: c.Needed, Promises: []string{}, Missing: append([]string{}, c.Missing...), End: uint64(c.End),
+		Forced: c.Forced, MayLack: c.MayLack, Committed: uint64(n.db.Committed()),
+	}
+	end := n.db.Log().Head()
+	for _, v := range c.Promised {
+		name := v.Node.Name
+		if v.Node.ID == n.db.Log().NodeID() {
+			name = n.cfg.Name
+		}
+		if v.Vote.Granted || dry {
+			out.Promises = append(out.Promises, name)
+		}
+		if v.Vote.End > end {
+			out.Behind, out.Furthest = max(out.Behind, uint64(v.Vote.End-end)), name
+		}
+	}
+	return out, nil
+}
+
+// handedOver is what Switchover shows.
+type handedOver struct {
+	To      string  `json:"to"`
+	Epoch   string  `json:"epoch"`
+	PauseMs float64 `json:"pause_ms"` // from the last write that this node took to the answer of the new leader
+}
+
+// Switchover implements httpd.Control: it stops writes, waits until the target has everything on its disk, and has it take over. When
+// that fails, this node leads again.
+func (n *node) Switchover(ctx context.Context, to string) (any, error) {
+	if !n.leads() {
+		return nil, errors.New("this node does not lead: ask the leader to hand over")
+	}
+	find := func() (ship.PeerStatus, bool) {
+		peers := n.peers()
+		i := slices.IndexFunc(peers, func(p ship.PeerStatus) bool { return p.Name == to })
+		if i < 0 {
+			return ship.PeerStatus{}, false
+		}
+		return peers[i], true
+	}
+	target, ok := find()
+	if !ok {
+		return nil, fmt.Errorf("no follower of the name %q is connected", to)
+	}
+	addr := net.JoinHostPort(splitAddr(target.Addr, target.Remote))
+	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	began := time.Now()
+	n.changing.Lock()
+	err := n.db.Follow(ctx) // writes end here; the follower goes on being fed
+	n.changing.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	vote, err := n.handOver(ctx, addr, find)
+	if err != nil {
+		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOverTimeout)
+		defer cancel()
+		if _, again := n.promote(back, engine.PromoteOptions{}); again != nil {
+			return nil, errors.Join(fmt.Errorf("switchover: %w", err), fmt.Errorf("lead again: %w", again))
+		}
+		return nil, fmt.Errorf("switchover: %w; this node leads again", err)
+	}
+	return handedOver{To: to, Epoch: vote.Last.String(), PauseMs: float64(time.Since(began).Microseconds()) / 1e3}, nil
+}
+
+func (n *node) handOver(ctx context.Context, addr string, find func() (ship.PeerStatus, bool)) (*ship.Vote, error) {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		target, ok := find()
+		if !ok {
+			return nil, errors.New("the target has gone")
+		}
+		if target.Durable >= n.db.Log().Head() {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the target is durable up to %v of %v: %w", target.Durable, n.db.Log().Head(), ctx.Err())
+		}
+	}
+	vote, err := n.ask(ctx, addr, ship.CallTakeOver, 0, handOverTimeout)
+	if err != nil {
+		return nil, err
+	}
+	if !vote.Granted {
+		return nil, errors.New("the target did not take over")
+	}
+	return vote, nil
+}
+
+// watch looks for another leader from time to time, until ctx ends.
+func (n *node) watch(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			n.look(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// look asks the nodes that this one does not hear of. A leader that learns of a higher epoch steps down; a follower whose upstream is
+// gone goes to whoever leads.
+func (n *node) look(ctx context.Context) {
+	log := n.db.Log()
+	if log.Empty() || n.leader == nil || ctx.Err() != nil {
+		return
+	}
+	leads := n.leads()
+	if !leads && n.hears() {
+		return
+	}
+	votes := n.survey(ctx, leads)
+	if len(votes) == 0 && leads {
+		return
+	}
+	highest, leader := wal.Epoch(0), (*ship.Vote)(nil)
+	for _, v := range votes {
+		highest = max(highest, v.Promised, v.Last)
+		if v.Leads && (leader == nil || v.Last > leader.Last) {
+			leader = v
+		}
+	}
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	if highest > max(log.Epoch(), log.Promised()) {
+		if err := n.db.Fence(highest); err != nil {
+			n.log.Error("a higher epoch is not persisted", "epoch", highest.String(), "error", err)
+			return
+		}
+	}
+	if n.leads() {
+		return
+	}
+	if err := n.stepDown(ctx); err != nil {
+		n.log.Error("not stepped down", "error", err)
+		return
+	}
+	if leader == nil || n.hears() {
+		return
+	}
+	n.mu.Lock()
+	same := n.upstream == leader.Addr && n.final == nil && n.stop != nil
+	n.mu.Unlock()
+	if same {
+		return
+	}
+	n.log.Info("going to the leader", "name", leader.Name, "addr", leader.Addr, "epoch", leader.Last.String())
+	if err := n.follow(leader.Addr, ""); err != nil {
+		n.log.Error("the leader is not followed", "addr", leader.Addr, "error", err)
+	}
+}
+
+// hears reports whether this node follows somebody who answers.
+func (n *node) hears() bool {
+	n.mu.Lock()
+	f, final := n.follower, n.final
+	n.mu.Unlock()
+	if f == nil || final != nil {
+		return false
+	}
+	s := f.Status()
+	return s.Connected || time.Since(s.Since) < lookEvery
+}
+
+// survey asks all other nodes that are known, or of a leader's only those that are not connected.
+func (n *node) survey(ctx context.Context, leads bool) []*ship.Vote {
+	var addrs []string
+	add := func(addr string) {
+		if addr != "" && addr != n.shipAddr && !slices.Contains(addrs, addr) {
+			addrs = append(addrs, addr)
+		}
+	}
+	connected := map[wal.NodeID]bool{}
+	for _, p := range n.peers() {
+		connected[p.ID] = true
+	}
+	for _, v := range n.db.Stats().Voters {
+		if v.ID != n.db.Log().NodeID() && !(leads && connected[v.ID]) {
+			add(v.Addr)
+		}
+	}
+	if !leads {
+		n.mu.Lock()
+		add(n.upstream)
+		n.mu.Unlock()
+		add(n.cfg.Follow)
+	}
+	var mu sync.Mutex // guards votes
+	var votes []*ship.Vote
+	var asks sync.WaitGroup
+	for _, addr := range addrs {
+		asks.Go(func() {
+			v, err := n.ask(ctx, addr, ship.CallReport, 0, askTimeout)
+			if err != nil {
+				return // it is down, or busy: asked again soon
+			}
+			if v.Leads {
+				v.Addr = addr // as this node reaches it
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			votes = append(votes, v)
+		})
+	}
+	asks.Wait()
+	return votes
+}

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// writers count keys up on whichever node of a group leads, and note what was acknowledged.
+type writers struct {
+	keys  []string
+	acked []atomic.Int64
+	stop  chan struct{}
+	wg    sync.WaitGroup
+}
+
+func startWriters(nodes []*process, n int) *writers {
+	w := &writers{acked: make([]atomic.Int64, n), stop: make(chan struct{})}
+	for i := range n {
+		w.keys = append(w.keys, fmt.Sprint("writer", i))
+		w.wg.Go(func() {
+			clients := make([]*redis.Client, len(nodes))
+			for j, p := range nodes {
+				clients[j] = redis.NewClient(&redis.Options{Addr: p.resp, MaxRetries: -1, DialTimeout: 200 * time.Millisecond, ReadTimeout: 3 * time.Second})
+				defer clients[j].Close()
+			}
+			for at, v := 0, int64(1); ; {
+				select {
+				case <-w.stop:
+					return
+				default:
+				}
+				if err := clients[at].Set(context.Background(), w.keys[i], v, 0).Err(); err != nil {
+					at = (at + 1) % len(clients)
+					time.Sleep(time.Millisecond)
+					continue
+				}
+				w.acked[i].Store(v)
+				v++
+			}
+		})
+	}
+	return w
+}
+
+// sum is how much was acknowledged in all.
+func (w *writers) sum() (n int64) {
+	for i := range w.acked {
+		n += w.acked[i].Load()
+	}
+	return n
+}
+
+// goesOn waits until more is acknowledged than now.
+func (w *writers) goesOn(p *process, what string) {
+	p.t.Helper()
+	n := w.sum()
+	p.until(what, func() bool { return w.sum() > n+int64(len(w.keys)) })
+}
+
+// check reads every key at a node: no less than what was acknowledged.
+func (w *writers) check(p *process, floor []int64) {
+	p.t.Helper()
+	c := p.client()
+	for i, key := range w.keys {
+		got, err := c.Get(context.Background(), key).Int64()
+		if err != nil || got < floor[i] {
+			p.t.Errorf("%s: %s is %d, %v; %d was acknowledged", p.dir, key, got, err, floor[i])
+		}
+	}
+}
+
+func (w *writers) floor() []int64 {
+	out := make([]int64, len(w.acked))
+	for i := range w.acked {
+		out[i] = w.acked[i].Load()
+	}
+	return out
+}
+
+// promote runs the verb against a node.
+func promote(p *process, args ...string) candidacy {
+	p.t.Helper()
+	var c candidacy
+	p.until("promoted", func() bool {
+		code, out, errs := command(append([]string{"promote", "--http", p.http, "--json"}, args...)...)
+		if code != exitOK {
+			p.t.Logf("promote: %d %s", code, errs)
+			return false
+		}
+		return json.Unmarshal([]byte(out), &c) == nil
+	})
+	return c
+}
+
+// TestFailover kills the leader of three under replicated:1 and load, twice in a row, and promotes a follower each time. Nothing that was
+// acknowledged is lost; the others go to the new leader by themselves; those that were killed come back as followers by themselves and
+// end with the same bytes.
+func TestFailover(t *testing.T) {
+	dir := t.TempDir()
+	a := newNode(t, filepath.Join(dir, "a"), "--commit", "replicated:1", "--name", "a")
+	a.relaunch()
+	b := startNode(t, filepath.Join(dir, "b"), "--follow", a.ship, "--name", "b")
+	c := startNode(t, filepath.Join(dir, "c"), "--follow", a.ship, "--name", "c")
+	a.until("two voters", func() bool { return leaderHas(a, "b") && leaderHas(a, "c") })
+	w := startWriters([]*process{a, b, c}, 8)
+	w.goesOn(a, "writes to a")
+
+	a.kill()
+	floor := w.floor()
+	if got := promote(b); got.Needed != 2 || len(got.Promises) < 2 {
+		t.Errorf("b leads with %+v", got)
+	}
+	w.goesOn(b, "writes to b")
+	w.check(b, floor)
+
+	a.relaunch()
+	a.until("a follows b", func() bool { s := a.status(); return s.Role == "follower" && s.Upstream != nil && s.Upstream.Connected })
+	b.until("a counts again", func() bool { return leaderHas(b, "a") && leaderHas(b, "c") })
+	w.goesOn(b, "writes to b, confirmed by a or c")
+
+	b.kill()
+	floor = w.floor()
+	promote(c)
+	w.goesOn(c, "writes to c")
+	w.check(c, floor)
+	b.relaunch()
+	for _, p := range []*process{a, b} {
+		p.until("it follows c", func() bool {
+			s := p.status()
+			return s.Role == "follower" && s.Upstream != nil && s.Upstream.Connected && s.Epoch == c.status().Epoch
+		})
+	}
+	close(w.stop)
+	w.wg.Wait()
+	floor = w.floor()
+	head := c.status().Head
+	for _, p := range []*process{a, b} {
+		p.until("it has all", func() bool { s := p.status(); return s.Visible >= head && s.Head >= head })
+		w.check(p, floor)
+	}
+	w.check(c, floor)
+	a.stop()
+	b.stop()
+	c.stop()
+	sameLogs(t, c.dir, a.dir)
+	sameLogs(t, c.dir, b.dir)
+}
+
+// TestSwitchover hands the lead over under load without losing a write, and back; a refused one changes nothing.
+func TestSwitchover(t *testing.T) {
+	dir := t.TempDir()
+	a := newNode(t, filepath.Join(dir, "a"), "--commit", "replicated:1", "--name", "a")
+	a.relaunch()
+	b := startNode(t, filepath.Join(dir, "b"), "--follow", a.ship, "--name", "b")
+	c := startNode(t, filepath.Join(dir, "c"), "--follow", a.ship, "--name", "c")
+	a.until("two voters", func() bool { return leaderHas(a, "b") && leaderHas(a, "c") })
+	w := startWriters([]*process{a, b, c}, 4)
+	w.goesOn(a, "writes to a")
+	if code, _, errs := command("switchover", "--http", a.http, "--to", "nobody"); code != exitFailure {
+		t.Errorf("switchover to nobody: %d %s", code, errs)
+	}
+	w.goesOn(a, "writes to a after a refused switchover")
+	from := a
+	for _, to := range []*process{b, a} {
+		name := filepath.Base(to.dir)
+		from.until("the target counts", func() bool { return leaderHas(from, name) })
+		floor := w.floor()
+		code, out, errs := command("switchover", "--http", from.http, "--to", name, "--json")
+		if code != exitOK {
+			t.Fatalf("switchover to %s: %d %s%s", name, code, out, errs)
+		}
+		t.Logf("to %s: %s", name, out)
+		w.goesOn(to, "writes to "+name)
+		w.check(to, floor)
+		from = to
+	}
+	close(w.stop)
+	w.wg.Wait()
+	a.until("all follow a", func() bool { return b.status().Epoch == a.status().Epoch && c.status().Epoch == a.status().Epoch })
+	w.check(a, w.floor())
+}
+
+// TestLeaderThatWasLeftBehind: a leader that was stopped while another was promoted steps down when it goes on, takes no write, keeps what
+// it had alone in diverged, and follows.
+func TestLeaderThatWasLeftBehind(t *testing.T) {
+	dir, ctx := t.TempDir(), context.Background()
+	a := startNode(t, filepath.Join(dir, "a"), "--commit", "durable", "--name", "a")
+	b := startNode(t, filepath.Join(dir, "b"), "--follow", a.ship, "--name", "b")
+	ac := a.client()
+	if err := ac.Set(ctx, "shared", "1", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	b.until("b has it", func() bool { return b.client().Get(ctx, "shared").Val() == "1" })
+	a.until("b counts", func() bool { return leaderHas(a, "b") })
+	b.stop()
+	if err := ac.Set(ctx, "alone", "1", 0).Err(); err != nil { // acknowledged under durable: b does not have it
+		t.Fatal(err)
+	}
+	a.kill()
+	b.relaunch()
+	if got := promote(b, "--force"); !got.MayLack {
+		t.Errorf("nothing said of what may be missing: %+v", got)
+	}
+	if err := b.client().Set(ctx, "shared", "2", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	a.relaunch()
+	a.until("a follows b", func() bool { s := a.status(); return s.Role == "follower" && s.Upstream != nil && s.Upstream.Connected })
+	a.until("a has what b has", func() bool { return ac.Get(ctx, "shared").Val() == "2" })
+	if err := ac.Get(ctx, "alone").Err(); err != redis.Nil {
+		t.Errorf("what only the old leader had is still shown: %v", err)
+	}
+	if err := ac.Set(ctx, "shared", "3", 0).Err(); err == nil {
+		t.Error("the old leader takes writes")
+	}
+	kept, err := filepath.Glob(filepath.Join(a.dir, "diverged", "*"))
+	if err != nil || len(kept) == 0 {
+		t.Errorf("nothing in diverged: %v", err)
+	}
+	a.stop()
+	b.stop()
+	sameLogs(t, b.dir, a.dir)
+}
+
+// relaunch starts a node again and waits until it can be asked.
+func (p *process) relaunch() {
+	p.t.Helper()
+	p.launch()
+	p.until("answers", func() bool {
+		res, err := p.web.Get(p.scheme + "://" + p.http + "/status")
+		if err != nil {
+			return false
+		}
+		res.Body.Close()
+		return true
+	})
+}

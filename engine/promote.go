@@ -1,0 +1,384 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"shiplog/wal"
+)
+
+// Vote is what a node answers to who wants to lead: whether it has promised, and how far its log goes.
+type Vote struct {
+	Granted  bool
+	Promised wal.Epoch // the highest epoch that it has promised
+	Last     wal.Epoch // of the end of its log
+	End      wal.LSN
+}
+
+// Electorate is how a candidate reaches the other nodes. Package ship's calls and follower make one.
+type Electorate interface {
+	// Leave stops following: nothing is appended to the log any more when it returns.
+	Leave()
+	// Leader names the node that was followed last, as far as that is known.
+	Leader() (wal.Voter, bool)
+	// Ask asks a node to promise an epoch. The vote was read after the promise was persisted.
+	Ask(ctx context.Context, v wal.Voter, e wal.Epoch) (Vote, error)
+	// Fetch copies from a node that has promised e what this log lacks up to the end in its vote.
+	Fetch(ctx context.Context, v wal.Voter, e wal.Epoch, vote Vote) error
+}
+
+// Candidacy says what came of a promotion, or what would come of it.
+type Candidacy struct {
+	Epoch    wal.Epoch  // the epoch of this node, or that it would have
+	Needed   int        // promises, this node's own included
+	Promised []NodeVote // who has answered, this node included
+	Missing  []string   // who has not, and why
+	End      wal.LSN    // of the log that the epoch begins behind
+	Forced   bool       // too few promised, and that was overruled: acknowledged writes may be missing
+	// MayLack says that writes which were acknowledged may be missing because the rule did not ask followers for them.
+	MayLack bool
+}
+
+// NodeVote is a node and its vote.
+type NodeVote struct {
+	Node wal.Voter
+	Vote Vote
+}
+
+// SetElectorate says how Promote reaches the other nodes. It is called before the first Promote.
+func (db *DB) SetElectorate(e Electorate) {
+	db.roleMu.Lock()
+	defer db.roleMu.Unlock()
+	db.electorate = e
+}
+
+// Promote makes this node the leader of a new epoch, one term above all that it can learn of. With v voters, leader included, and a
+// rule that n of them must confirm, v - n must first promise the epoch, this node included: then at least one of them has every
+// acknowledged write. What the furthest of them has and this node lacks is copied. The epoch's record is durable on return; nothing is
+// visible beyond what was committed before, and reads answer ErrLoading, until the rule holds for it. ErrNoQuorum: too few have
+// promised. Under a rule that asks no followers there is no such quorum: the furthest of those that answer counts. A leader that is not fenced stays what it is.
+func (db *DB) Promote(ctx context.Context) error {
+	_, err := db.PromoteWith(ctx, PromoteOptions{})
+	return err
+}
+
+// PromoteOptions configure PromoteWith.
+type PromoteOptions struct {
+	Force  bool // lead with too few promises: acknowledged writes may be lost
+	DryRun bool // ask nobody for a promise, and change nothing
+}
+
+// PromoteWith is Promote with options, and says what came of it.
+func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, error) {
+	db.promoting.Lock()
+	defer db.promoting.Unlock()
+	db.roleMu.Lock()
+	el, leads := db.electorate, !db.follower.Load() && db.fenced.Load() == 0
+	db.roleMu.Unlock()
+	switch {
+	case db.closed.Load():
+		return nil, ErrClosed
+	case leads:
+		return &Candidacy{Epoch: db.log.Epoch(), End: db.log.BatchEnd()}, nil
+	case db.log.Empty():
+		return nil, fmt.Errorf("promote: %w", ErrLoading)
+	case el == nil:
+		el = alone{}
+	}
+	if !db.follower.Load() { // fenced: what it has is a follower's
+		if err := db.Follow(ctx); err != nil {
+			return nil, err
+		}
+	}
+	b := db.ballot(el)
+	if o.DryRun {
+		return b.ask(ctx, 0)
+	}
+	el.Leave()
+	c, err := b.elect(ctx, o.Force)
+	if err != nil {
+		return c, err
+	}
+	if err := b.fetch(ctx, c); err != nil && !o.Force {
+		return c, fmt.Errorf("promote: %w", err)
+	}
+	return c, db.takeLead(c)
+}
+
+// alone is the electorate of a node that knows how to reach nobody.
+type alone struct{}
+
+func (alone) Leave()                    {}
+func (alone) Leader() (wal.Voter, bool) { return wal.Voter{}, false }
+func (alone) Ask(context.Context, wal.Voter, wal.Epoch) (Vote, error) {
+	return Vote{}, errors.New("this node does not know how to reach others")
+}
+
+func (alone) Fetch(context.Context, wal.Voter, wal.Epoch, Vote) error {
+	return errors.New("this node does not know how to reach others")
+}
+
+// ballot is one election: who is asked, and how many of whom must promise.
+type ballot struct {
+	db     *DB
+	el     Electorate
+	others []wal.Voter
+	quora  []quorum // under the rule, and under those that are on their way to it
+}
+
+// quorum is a set of voters, leader included, of whom so many must promise: one at least of them then has every write that the leader
+// and n others have confirmed.
+type quorum struct {
+	voters []wal.NodeID
+	need   int
+}
+
+// newQuorum is what a rule asks for in an epoch that last led. Without a rule that asks followers it is anybody.
+func newQuorum(rule wal.Rule, last wal.NodeID, degraded bool) quorum {
+	q := quorum{voters: []wal.NodeID{last}}
+	for _, v := range rule.Voters {
+		if !slices.Contains(q.voters, v.ID) {
+			q.voters = append(q.voters, v.ID)
+		}
+	}
+	if level := Level(rule.Level); level.synchronous() && !degraded {
+		q.need = max(1, len(q.voters)-level.N())
+	}
+	return q
+}
+
+// met reports whether enough of the voters have promised.
+func (q quorum) met(votes []NodeVote) bool {
+	n := 0
+	for _, v := range votes {
+		if v.Vote.Granted && slices.Contains(q.voters, v.Node.ID) {
+			n++
+		}
+	}
+	return n >= q.need
+}
+
+func (db *DB) ballot(el Electorate) *ballot {
+	m := &db.marks
+	m.mu.Lock()
+	rules, degraded := []wal.Rule{m.rule}, m.degraded != 0
+	for _, c := range m.changes {
+		rules = append(rules, c.old)
+	}
+	m.mu.Unlock()
+	history := db.log.History()
+	last := history[len(history)-1].Leader
+	b := &ballot{db: db, el: el}
+	known := map[wal.NodeID]bool{db.log.NodeID(): true}
+	for _, rule := range rules {
+		b.quora = append(b.quora, newQuorum(rule, last, degraded))
+		for _, v := range rule.Voters {
+			if !known[v.ID] {
+				known[v.ID] = true
+				b.others = append(b.others, v)
+			}
+		}
+	}
+	if !known[last] { // the leader is a voter too, and is not in its own list
+		v, ok := el.Leader()
+		if !ok || v.ID != last {
+			v = wal.Voter{ID: last}
+		}
+		b.others = append(b.others, v)
+	}
+	return b
+}
+
+// need is how many must promise at least.
+func (b *ballot) need() (n int) {
+	for _, q := range b.quora {
+		n = max(n, q.need)
+	}
+	return n
+}
+
+func (b *ballot) met(votes []NodeVote) bool {
+	return !slices.ContainsFunc(b.quora, func(q quorum) bool { return !q.met(votes) })
+}
+
+// ask collects votes for an epoch; 0 asks for none, only how far everybody is.
+func (b *ballot) ask(ctx context.Context, e wal.Epoch) (*Candidacy, error) {
+	c := &Candidacy{Epoch: e, Needed: b.need(), MayLack: b.need() == 0}
+	log := b.db.log
+	own := Vote{Granted: true, Promised: log.Promised(), Last: log.Epoch(), End: log.Head()}
+	c.Promised = append(c.Promised, NodeVote{wal.Voter{ID: log.NodeID()}, own})
+	var mu sync.Mutex // guards c
+	var asks sync.WaitGroup
+	for _, v := range b.others {
+		asks.Go(func() {
+			vote, err := b.el.Ask(ctx, v, e)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				c.Missing = append(c.Missing, fmt.Sprintf("%s: %v", voterName(v), err))
+				return
+			}
+			c.Promised = append(c.Promised, NodeVote{v, vote})
+		})
+	}
+	asks.Wait()
+	c.End = log.Head()
+	return c, nil
+}
+
+func voterName(v wal.Voter) string {
+	if v.Name != "" {
+		return v.Name
+	}
+	return v.ID.String()
+}
+
+// elect asks for promises until enough have promised one epoch.
+func (b *ballot) elect(ctx context.Context, force bool) (*Candidacy, error) {
+	log := b.db.log
+	for range electAttempts {
+		e := max(log.Epoch(), log.Promised()).NextTerm()
+		if err := log.Promise(e); err != nil { // its own promise comes first
+			return nil, fmt.Errorf("promote: %w", err)
+		}
+		c, err := b.ask(ctx, e)
+		if err != nil {
+			return nil, err
+		}
+		higher := wal.Epoch(0)
+		for _, v := range c.Promised {
+			higher = max(higher, v.Vote.Promised)
+		}
+		switch {
+		case higher > e:
+			if err := log.Promise(higher); err != nil {
+				return nil, fmt.Errorf("promote: %w", err)
+			}
+			continue // somebody has promised more: one term above that
+		case b.met(c.Promised):
+			return c, nil
+		case force:
+			c.Forced = true
+			return c, nil
+		}
+		return c, fmt.Errorf("%w: %d are needed for epoch %v; no answer from %q", ErrNoQuorum, b.need(), e, c.Missing)
+	}
+	return nil, fmt.Errorf("%w: others keep promising higher epochs", ErrNoQuorum)
+}
+
+// electAttempts bounds how often a candidate goes one term higher.
+const electAttempts = 4
+
+// furthest finds the vote with the greatest end among those that were granted: the last epoch counts before the LSN.
+func furthest(votes []NodeVote) NodeVote {
+	best := votes[0]
+	for _, v := range votes[1:] {
+		a, b := v.Vote, best.Vote
+		if a.Granted && (a.Last > b.Last || a.Last == b.Last && a.End > b.End) {
+			best = v
+		}
+	}
+	return best
+}
+
+// fetch copies what the furthest of those who have promised has and this node lacks.
+func (b *ballot) fetch(ctx context.Context, c *Candidacy) error {
+	best := furthest(c.Promised)
+	if best.Node.ID == b.db.log.NodeID() {
+		return nil
+	}
+	b.db.opts.Logger.Info("copying what another voter has", "voter", voterName(best.Node), "end_lsn", best.Vote.End.String())
+	if err := b.el.Fetch(ctx, best.Node, c.Epoch, best.Vote); err != nil {
+		return fmt.Errorf("copy from %s: %w", voterName(best.Node), err)
+	}
+	return b.db.waitIndexed(ctx)
+}
+
+// waitIndexed waits until everything in the log that is complete is in the index.
+func (db *DB) waitIndexed(ctx context.Context) error {
+	for {
+		changed := db.marks.change()
+		if err := db.applyErr.Load(); err != nil {
+			return *err
+		}
+		if db.marks.indexedLSN() >= db.log.BatchEnd() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// takeLead begins the epoch and the leader's work.
+func (db *DB) takeLead(c *Candidacy) error {
+	db.roleMu.Lock()
+	defer db.roleMu.Unlock()
+	if db.closed.Load() {
+		return ErrClosed
+	}
+	if db.loadedAt.Load() == loadingUntilConsistent && db.consistentAt.Load() == 0 {
+		return fmt.Errorf("promote: %w: the copy is not complete", ErrLoading)
+	}
+	db.applier.stop()
+	lead := false
+	defer func() {
+		if !lead {
+			db.applier = db.startApplier(db.marks.indexedLSN())
+		}
+	}()
+	if db.log.BatchEnd() < db.log.Head() { // a batch that its leader will not finish
+		if _, err := db.cutIndex(db.log.BatchEnd()); err != nil {
+			return fmt.Errorf("promote: %w", err)
+		}
+	}
+	m := &db.marks
+	m.mu.Lock()
+	rule := m.rule
+	m.mu.Unlock()
+	rule = db.withoutSelf(rule)
+	end, err := db.log.StartEpoch(c.Epoch, rule)
+	if err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	lead = true
+	c.End = end
+	m.mu.Lock()
+	m.followers = map[wal.NodeID]*follower{}
+	m.ends, m.waiting = lsnQueue{}, waiterQueue{}
+	m.rule, m.degraded, m.failed, m.told = rule, 0, nil, 0
+	for i := range m.changes {
+		m.changes[i].old = db.withoutSelf(m.changes[i].old)
+	}
+	m.ruleMoved()
+	m.indexed.Store(uint64(end))
+	m.mu.Unlock()
+	db.clock.observe(db.clock.now().UnixMilli())
+	db.fenced.Store(0)
+	db.loadedAt.Store(0)
+	db.beginLead(end, false)
+	db.follower.Store(false)
+	db.opts.Logger.Warn("leading", "epoch", c.Epoch.String(), "epoch_end_lsn", end.String(), "forced", c.Forced, "promises", len(c.Promised))
+	return nil
+}
+
+// withoutSelf is a rule as this node leads by it: its own confirmation is its disk's, and is not counted.
+func (db *DB) withoutSelf(rule wal.Rule) wal.Rule {
+	self := db.log.NodeID()
+	rule.Voters = slices.DeleteFunc(slices.Clone(rule.Voters), func(v wal.Voter) bool { return v.ID == self })
+	return rule
+}
+
+// GrantPromise promises a candidate to take part in no epoch below e: persisted on return. It refuses what it has promised already.
+// The caller has made sure that nothing more is appended from an older leader. A leader is fenced by its promise.
+func (db *DB) GrantPromise(e wal.Epoch) (bool, error) {
+	if e <= max(db.log.Promised(), db.log.Epoch()) {
+		return false, nil
+	}
+	return true, db.Fence(e)
+}
