@@ -214,6 +214,8 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 		return fmt.Errorf("cut back to %v: %w", lsn, err)
 	}
 	db.applier.stop()
+	db.holdFloor(true)
+	defer db.holdFloor(false)
 	from, err := db.cutIndex(lsn) // first, so that no run speaks of what the log does not hold
 	if err == nil {
 		err = db.log.Truncate(lsn)
@@ -223,6 +225,9 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 	} else {
 		from = min(from, db.log.BatchEnd())
 	}
+	db.pins.mu.Lock()
+	db.floor.Store(min(db.floor.Load(), uint64(from)))
+	db.pins.mu.Unlock()
 	if shown := db.marks.visibleLSN(); err == nil && lsn < shown {
 		db.takenBack.Add(1)
 		db.opts.Logger.Warn("writes that were visible here were cut; they are kept in diverged", "from_lsn", lsn.String(), "to_lsn", shown.String())
@@ -230,6 +235,13 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 	db.marks.cut(from, db.log.Durable())
 	db.applier = db.startApplier(from)
 	return err
+}
+
+// holdFloor stops the floor from being raised, or lets it be raised again.
+func (db *DB) holdFloor(hold bool) {
+	db.pins.mu.Lock()
+	defer db.pins.mu.Unlock()
+	db.pins.held = hold
 }
 
 // CommittedAlone reports whether no follower had to confirm what was committed at or above an LSN: the rule in force there asks
@@ -292,6 +304,8 @@ func (db *DB) StartOver() error {
 	m := &db.marks
 	head := db.log.Head()
 	db.loadedAt.Store(uint64(max(1, m.visibleLSN())))
+	db.holdFloor(true)
+	defer db.holdFloor(false)
 	db.takenBack.Add(1)  // who reads now looks again, and meets loadedAt
 	db.idx.SetTail(head) // snapshots of what was here have lost it
 	if _, _, err := db.idx.CutFrom(0); err != nil {

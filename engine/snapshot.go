@@ -94,8 +94,10 @@ func (s *Snapshot) String() string { return fmt.Sprintf("snapshot at %v", s.at) 
 
 // pins holds the open snapshots at each LSN; the lowest bounds the index's floor, and their tails what is removed.
 type pins struct {
-	mu sync.Mutex // guards at
+	mu sync.Mutex // guards all below
 	at map[wal.LSN]pin
+	// held stops raiseFloor while the log is being cut: what it would compute is about to be taken back.
+	held bool
 }
 
 type pin struct {
@@ -148,6 +150,9 @@ func (db *DB) raiseFloor() {
 	p := &db.pins
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.held {
+		return
+	}
 	floor := min(db.marks.visibleLSN(), db.marks.committedLSN())
 	for lsn := range p.at {
 		floor = min(floor, lsn)

@@ -273,12 +273,13 @@ func TestLeaderAndFollower(t *testing.T) {
 	if err := r.Set(ctx, "a", "b", 0).Err(); err == nil || !strings.HasPrefix(err.Error(), "READONLY") {
 		t.Errorf("write on the follower: %v", err)
 	}
-	if err := r.Do(ctx, "REPLICAOF", "NO", "ONE").Err(); err == nil || !strings.Contains(err.Error(), "not available") {
-		t.Errorf("REPLICAOF NO ONE: %v", err)
+	if err := w.Do(ctx, "REPLICAOF", "127.0.0.1", "1").Err(); err == nil || !strings.Contains(err.Error(), "shipping address") {
+		t.Errorf("REPLICAOF of a leader to nobody: %v", err)
 	}
-	if err := w.Do(ctx, "REPLICAOF", "127.0.0.1", "1").Err(); err == nil || !strings.Contains(err.Error(), "leader") {
-		t.Errorf("REPLICAOF on the leader: %v", err)
+	if err := w.Set(ctx, "still", "leads", 0).Err(); err != nil {
+		t.Errorf("write after a refused REPLICAOF: %v", err)
 	}
+	follower.until("follower catches up", caughtUp)
 	host, port, _ := net.SplitHostPort(leader.resp)
 	if err := r.Do(ctx, "REPLICAOF", host, port).Err(); err != nil {
 		t.Errorf("REPLICAOF: %v", err)

@@ -294,6 +294,8 @@ func runModel(o *owner, rng *rand.Rand) {
 			}
 		case 7:
 			o.cut(rng, &pins)
+		case 8:
+			o.raiseFloor()
 		}
 		o.check(rng, o.at)
 		for _, p := range pins {
@@ -312,6 +314,17 @@ func (o *owner) pin() wal.LSN {
 	o.pins[o.at]++
 	o.stable = o.at // what is pinned is visible
 	return o.at
+}
+
+// raiseFloor promises that nobody reads below the lowest pin, or below all that is stable.
+func (o *owner) raiseFloor() {
+	o.mu.Lock()
+	floor := o.stable
+	for p := range o.pins {
+		floor = min(floor, p)
+	}
+	o.mu.Unlock()
+	o.x.SetFloor(uint64(wal.MakeRef(floor, 0)))
 }
 
 func (o *owner) unpin(p wal.LSN) {

@@ -215,6 +215,17 @@ func (x *Index) Close() {
 	}
 }
 
+// markAt is the mark at the end of the layer that has i tables before it; nil where there is none.
+func (s *state) markAt(i int) []byte {
+	if i < len(s.tables) {
+		return s.tables[i].mark
+	}
+	if len(s.runs) > 0 {
+		return s.runs[0].mark
+	}
+	return nil
+}
+
 // CutFrom drops all versions at or above to, as after the log was cut back there. It answers where the
 // log has to be replayed from, up to to; to itself if nothing more than that was dropped. It must be called before the
 // log is cut, so that no run speaks of what the log does not hold; it is durable on return.
@@ -230,6 +241,12 @@ func (x *Index) CutFrom(to wal.LSN) (from wal.LSN, mark []byte, err error) {
 		if t.from > to {
 			continue
 		}
+		if refOf(to) < x.floor.Load() {
+			// What the cut brings back has been forgotten: the table is filled anew from its beginning.
+			x.floor.Store(refOf(to))
+			x.install(append([]*table{x.newTable(t.from, i+1 < len(s.tables) || len(s.runs) > 0)}, s.tables[i+1:]...), s.runs)
+			return t.from, s.markAt(i + 1), nil
+		}
 		t.CutFrom(refOf(to))
 		active := &table{Table: t.Table, from: t.from}
 		var dels []run.RangeDelete
@@ -242,6 +259,7 @@ func (x *Index) CutFrom(to wal.LSN) (from wal.LSN, mark []byte, err error) {
 		x.install(append([]*table{active}, s.tables[i+1:]...), s.runs)
 		return to, nil, nil
 	}
+	x.floor.Store(min(x.floor.Load(), refOf(to)))
 	keep := slices.IndexFunc(s.runs, func(r *openRun) bool { return r.info.To <= uint64(to) })
 	if keep < 0 {
 		keep = len(s.runs)
