@@ -34,3 +34,15 @@ func (db *DB) MoveTail(to wal.LSN) error { return db.moveTail(to) }
 
 // Trim removes the segments that tail records have given up.
 func (db *DB) Trim() { db.trim() }
+
+// QuorumMet reports whether promises of the nodes in votes are enough to lead after an epoch of last under a rule.
+func QuorumMet(rule wal.Rule, last wal.NodeID, votes []wal.NodeID) bool {
+	var v []NodeVote
+	for _, id := range votes {
+		v = append(v, NodeVote{Node: wal.Voter{ID: id}, Vote: Vote{Granted: true}})
+	}
+	return newQuorum(rule, last, false).met(v)
+}
+
+// Furthest is the node whose vote says that it has most.
+func Furthest(votes []NodeVote) wal.NodeID { return furthest(votes).Node.ID }

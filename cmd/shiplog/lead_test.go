@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -283,4 +284,41 @@ func (p *process) relaunch() {
 		res.Body.Close()
 		return true
 	})
+}
+
+// TestPromoteWithoutQuorum: with too few promises a promotion is refused, the node goes on as it was, and force is said aloud.
+func TestPromoteWithoutQuorum(t *testing.T) {
+	dir, ctx := t.TempDir(), context.Background()
+	a := newNode(t, filepath.Join(dir, "a"), "--commit", "replicated:1", "--name", "a")
+	a.relaunch()
+	b := startNode(t, filepath.Join(dir, "b"), "--follow", a.ship, "--name", "b")
+	c := startNode(t, filepath.Join(dir, "c"), "--follow", a.ship, "--name", "c")
+	a.until("two voters", func() bool { return leaderHas(a, "b") && leaderHas(a, "c") })
+	ac := a.client()
+	a.until("a write succeeds", func() bool { return ac.Set(ctx, "k", "1", 0).Err() == nil })
+	for _, p := range []*process{b, c} {
+		p.until("it has the write", func() bool { return p.client().Get(ctx, "k").Val() == "1" })
+	}
+	a.kill()
+	c.kill()
+	code, out, errs := command("promote", "--http", b.http)
+	if code != exitFailure || !strings.Contains(errs, "too few promises") {
+		t.Errorf("promote of one of three: %d %s%s", code, out, errs)
+	}
+	if s := b.status(); s.Role != "follower" {
+		t.Errorf("after a refused promotion b is %s", s.Role)
+	}
+	if err := b.client().Set(ctx, "k", "2", 0).Err(); err == nil {
+		t.Error("b takes writes after a refused promotion")
+	}
+	if got := promote(b, "--force"); !got.Forced {
+		t.Errorf("a forced promotion: %+v", got)
+	}
+	if s := b.status(); s.Role != "leader" {
+		t.Errorf("after a forced promotion b is %s", s.Role)
+	}
+	// Under its rule nothing is confirmed before another voter is there.
+	c.relaunch()
+	b.until("c counts and a write succeeds", func() bool { return b.client().Set(ctx, "k", "3", 0).Err() == nil })
+	c.until("c has it", func() bool { return c.client().Get(ctx, "k").Val() == "3" })
 }

@@ -1,0 +1,81 @@
+package engine_test
+
+import (
+	"fmt"
+	"testing"
+
+	"shiplog/engine"
+	"shiplog/wal"
+)
+
+// TestQuorumMeetsEveryAcknowledgement goes through all sets: for up to six voters and every rule, whoever may have confirmed a write with
+// the leader, each set of promises that is enough to lead has one of them, and no smaller number would do.
+func TestQuorumMeetsEveryAcknowledgement(t *testing.T) {
+	id := func(i int) (n wal.NodeID) {
+		n[0] = byte(i + 1)
+		return n
+	}
+	members := func(set, v int) (ids []wal.NodeID) {
+		for i := range v {
+			if set>>i&1 != 0 {
+				ids = append(ids, id(i))
+			}
+		}
+		return ids
+	}
+	for v := 1; v <= 6; v++ { // voters, the leader included: it is number 0
+		for n := 1; n < v; n++ {
+			rule := wal.Rule{Level: uint32(engine.Replicated(n))}
+			for i := 1; i < v; i++ {
+				rule.Voters = append(rule.Voters, wal.Voter{ID: id(i), Name: fmt.Sprint(i)})
+			}
+			missed := false // some set that is one smaller misses some acknowledgement: the quorum is no larger than it must be
+			for promised := range 1 << v {
+				enough := engine.QuorumMet(rule, id(0), members(promised, v))
+				size := len(members(promised, v))
+				if enough != (size >= v-n) {
+					t.Fatalf("%d voters, n=%d: %d promises, enough: %v", v, n, size, enough)
+				}
+				for acked := range 1 << v {
+					if acked&1 == 0 || len(members(acked, v)) != n+1 {
+						continue
+					}
+					if enough && promised&acked == 0 {
+						t.Fatalf("%d voters, n=%d: promises of %b, a write is on %b alone", v, n, promised, acked)
+					}
+					missed = missed || size == v-n-1 && promised&acked == 0
+				}
+			}
+			if !missed {
+				t.Errorf("%d voters, n=%d: fewer promises would do", v, n)
+			}
+		}
+	}
+	// Promises of nodes that are no voters do not count.
+	rule := wal.Rule{Level: uint32(engine.Replicated(1)), Voters: []wal.Voter{{ID: id(1)}, {ID: id(2)}}}
+	if engine.QuorumMet(rule, id(0), []wal.NodeID{id(1), id(7), id(8)}) {
+		t.Error("observers' promises count")
+	}
+}
+
+// TestFurthest: the last epoch counts before the LSN, and refusals count for nothing.
+func TestFurthest(t *testing.T) {
+	vote := func(i byte, term uint32, end wal.LSN, granted bool) engine.NodeVote {
+		return engine.NodeVote{Node: wal.Voter{ID: wal.NodeID{i}}, Vote: engine.Vote{Granted: granted, Last: wal.MakeEpoch(term, 0), End: end}}
+	}
+	for _, c := range []struct {
+		name  string
+		votes []engine.NodeVote
+		want  byte
+	}{
+		{"alone", []engine.NodeVote{vote(1, 1, 10, true)}, 1},
+		{"longer", []engine.NodeVote{vote(1, 1, 10, true), vote(2, 1, 20, true)}, 2},
+		{"as long: its own", []engine.NodeVote{vote(1, 1, 20, true), vote(2, 1, 20, true)}, 1},
+		{"a later epoch, shorter", []engine.NodeVote{vote(1, 1, 900, true), vote(2, 2, 20, true)}, 2},
+		{"refused", []engine.NodeVote{vote(1, 1, 10, true), vote(2, 3, 90, false)}, 1},
+	} {
+		if got := engine.Furthest(c.votes); got != (wal.NodeID{c.want}) {
+			t.Errorf("%s: %v, want %d", c.name, got, c.want)
+		}
+	}
+}
