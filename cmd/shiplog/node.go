@@ -265,7 +265,7 @@ func (n *node) Status() httpd.Status {
 		Tail:   uint64(s.Tail), Head: uint64(s.Head), Durable: uint64(s.Durable), Committed: uint64(s.Committed),
 		Applied: uint64(s.Applied), Visible: uint64(s.Visible), DegradedFrom: uint64(s.Degraded),
 		Digest: digestString(s.Digest), DigestLSN: uint64(s.DigestLSN),
-		Keys: int64(s.Keys), IndexBytes: s.Index.MemoryBytes, UptimeMs: time.Since(n.started).Milliseconds(),
+		Keys: int64(s.Keys), IndexBytes: s.Index.MemoryBytes, IndexRuns: s.Index.Runs, IndexRunBytes: s.Index.RunBytes, UptimeMs: time.Since(n.started).Milliseconds(),
 		RESPAddr: n.respAddr, ShipAddr: n.shipAddr,
 		Voters: []string{}, History: []httpd.Epoch{}, Followers: []httpd.Follower{},
 	}

@@ -42,6 +42,10 @@ type Serve struct {
 	CommitTimeout time.Duration
 	Compression   string
 	SegmentSize   int64
+	IndexMemory   int64 // bytes
+	Cache         int64 // bytes
+	SpaceFactor   int   // hundredths
+	SortWhenIdle  bool
 	StaleReads    bool
 
 	SecretFile      string
@@ -72,6 +76,10 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.CommitTimeout, "commit-timeout", 0, "longest wait of a write for the rule; then its outcome is unknown (default 10s)")
 	fs.StringVar(&c.Compression, "compression", "s2", "codec of new frames: s2, zstd or none")
 	fs.Int64Var(&c.SegmentSize, "segment-size", 0, "bytes of a log segment of a new database, a power of two (default 64 MiB)")
+	fs.Int64Var(&c.IndexMemory, "index-memory", 0, "bytes of memory for the index; keys beyond it go to sorted runs on disk (default 256 MiB)")
+	fs.Int64Var(&c.Cache, "cache", 0, "bytes of memory for unpacked frames; -1: none (default 128 MiB)")
+	fs.IntVar(&c.SpaceFactor, "space-factor", 0, "keep the log below this many hundredths of what lives in it; -1: reclaim nothing (default 200)")
+	fs.BoolVar(&c.SortWhenIdle, "sort-when-idle", false, "while nothing is written, write small records again in the order of their keys: faster scans")
 	fs.BoolVar(&c.StaleReads, "stale-reads", false, "serve the last known state where reads would answer LOADING")
 	fs.StringVar(&c.SecretFile, "secret-file", "", "file with the secret that nodes share (or the environment variable "+SecretEnv+")")
 	fs.StringVar(&c.RequirePassFile, "requirepass-file", "", "file with the password of Redis clients and of HTTP")
@@ -168,6 +176,7 @@ func (n *Node) resolveEngine() error {
 	o := engine.Options{
 		Voters: n.Voters, FirstVoters: n.FirstVoters, DegradeAfter: n.DegradeAfter, CommitTimeout: n.CommitTimeout,
 		SegmentSize: n.SegmentSize, Follower: n.Follow != "", StaleReads: n.StaleReads,
+		MemIndexSize: n.IndexMemory, CacheSize: n.Cache, SpaceFactor: n.SpaceFactor, SortWhenIdle: n.SortWhenIdle,
 	}
 	if n.Commit != "" {
 		level, err := engine.ParseLevel(n.Commit)

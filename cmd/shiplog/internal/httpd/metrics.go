@@ -48,6 +48,8 @@ func newCollector(source Source) *collector {
 	add("visible_lsn", "End of what readers see.", level, func(s *Status) float64 { return float64(s.Visible) })
 	add("keys", "Keys in the index, about.", level, func(s *Status) float64 { return float64(s.Keys) })
 	add("index_bytes", "Memory of the index.", level, func(s *Status) float64 { return float64(s.IndexBytes) })
+	add("index_runs", "Sorted runs of the index on disk.", level, func(s *Status) float64 { return float64(s.IndexRuns) })
+	add("index_run_bytes", "Bytes of the index's runs on disk.", level, func(s *Status) float64 { return float64(s.IndexRunBytes) })
 	add("followers", "Connected followers.", level, func(s *Status) float64 { return float64(len(s.Followers)) })
 	add("clients", "Connected Redis clients.", level, func(s *Status) float64 { return float64(s.Clients.Connected) })
 	add("client_buffer_bytes", "Bytes buffered for Redis clients.", level, func(s *Status) float64 { return float64(s.Clients.BufferBytes) })

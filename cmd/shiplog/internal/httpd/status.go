@@ -27,8 +27,11 @@ type Status struct {
 	DigestLSN    uint64 `json:"digest_lsn"`
 
 	Keys       int64 `json:"keys"`
-	IndexBytes int64 `json:"index_bytes"`
-	UptimeMs   int64 `json:"uptime_ms"`
+	IndexBytes int64 `json:"index_bytes"` // of memory
+	IndexRuns  int   `json:"index_runs"`
+	// IndexRunBytes is what the runs take on disk.
+	IndexRunBytes int64 `json:"index_run_bytes"`
+	UptimeMs      int64 `json:"uptime_ms"`
 
 	RESPAddr string `json:"resp_addr"`
 	ShipAddr string `json:"ship_addr"`
