@@ -368,8 +368,8 @@ func (a *appender) finish() error {
 
 // publish makes everything up to the cursor visible to readers.
 func (l *Log) publish() {
-	if !l.cur.open {
-		l.batchEnd.Store(uint64(l.cur.at))
+	if end := uint64(l.cur.end); end > l.batchEnd.Load() { // also when what came behind it has opened another
+		l.batchEnd.Store(end)
 	}
 	l.head.Store(uint64(l.cur.at))
 	l.notify()
