@@ -243,7 +243,7 @@ func (f *Follower) check(j *Join, w *Welcome) error {
 		return refuse(CodeProtocol, "welcome: fields disagree")
 	}
 	up, down := view{history: w.History, tail: w.Tail, end: w.Head}, view{history: j.History, end: j.End}
-	promised := j.Promised
+	promised := f.log.Promised() // what was promised since the Join counts too
 	if f.opts.Candidate != 0 {
 		promised = 0 // it is this node that is to lead it
 	}
