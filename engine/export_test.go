@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"sync"
 
 	"shiplog/wal"
@@ -46,3 +47,29 @@ func QuorumMet(rule wal.Rule, last wal.NodeID, votes []wal.NodeID) bool {
 
 // Furthest is the node whose vote says that it has most.
 func Furthest(votes []NodeVote) wal.NodeID { return furthest(votes).Node.ID }
+
+// Relocation reads what lives under keys, as reclaim does, and returns what appends it again.
+func (db *DB) Relocation(keys ...string) (appendAgain func() error, err error) {
+	var group []candidate
+	var records []byte
+	var ends []int
+	var buf wal.Buffer
+	for _, key := range keys {
+		v, _, err := db.idx.Latest([]byte(key))
+		if err != nil {
+			return nil, err
+		}
+		ref := wal.Ref(v.Ref)
+		err = db.log.ReadRecord(ref, &buf, func(p []byte) error {
+			rec, _, err := DecodeRecord(p)
+			rec.Orig, rec.Last = ref, false
+			records = AppendRecord(records, rec)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		group, ends = append(group, candidate{[]byte(key), ref}), append(ends, len(records))
+	}
+	return func() error { return db.appendRelocated(context.Background(), group, records, ends) }, nil
+}

@@ -419,3 +419,57 @@ func TestRunsOfAnotherLog(t *testing.T) {
 	}
 	same(t, open(t, "b", &engine.Options{FS: disk}), want, "with another log's runs")
 }
+
+// TestRelocatedIsNotNewer: what reclaim has read and means to write again is left alone if it was overwritten or deleted
+// meanwhile, also by a batch of the same group.
+func TestRelocatedIsNotNewer(t *testing.T) {
+	disk := waltest.NewDisk()
+	db := open(t, "db", &engine.Options{FS: disk, SpaceFactor: -1})
+	for _, k := range []string{"kept", "overwritten", "deleted", "ranged", "late"} {
+		mustPut(t, db, k, "old")
+	}
+	again, err := db.Relocation("kept", "overwritten", "deleted", "ranged", "late")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, db, "overwritten", "new")
+	b := db.NewBatch()
+	b.Delete([]byte("deleted"))
+	b.DeleteRange([]byte("r"), []byte("s"))
+	if _, err := db.Commit(ctx, b, engine.Default); err != nil {
+		t.Fatal(err)
+	}
+	h := holdSync(t, db, disk)
+	late := h.then(func() error { return db.Put([]byte("late"), []byte("new")) })
+	relocated := h.then(again)
+	h.goOn()
+	if err := errors.Join(<-late, <-relocated); err != nil {
+		t.Fatal(err)
+	}
+	wantGet(t, db.Get, "kept", "old")
+	wantGet(t, db.Get, "overwritten", "new")
+	wantGet(t, db.Get, "late", "new")
+	wantMissing(t, db.Get, "deleted")
+	wantMissing(t, db.Get, "ranged")
+	var kept []wal.Ref
+	r := db.Log().NewReader(0)
+	defer r.Close()
+	for r.Next() {
+		for raw := r.Raw(); !r.Frame().Control() && len(raw) > 0; {
+			rec, n, err := engine.DecodeRecord(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw = raw[n:]
+			if rec.Orig != 0 {
+				if string(rec.Key) != "kept" {
+					t.Errorf("%q was written again", rec.Key)
+				}
+				kept = append(kept, rec.Orig)
+			}
+		}
+	}
+	if len(kept) != 1 {
+		t.Errorf("written again %d times", len(kept))
+	}
+}
