@@ -70,18 +70,53 @@ func (s store) View(key []byte, fn func(value []byte) error) error {
 	return mapError(s.db.View(key, fn))
 }
 
-func (s store) Has(key []byte) (bool, error) {
-	switch err := s.db.View(key, func([]byte) error { return nil }); {
-	case err == nil:
-		return true, nil
-	case errors.Is(err, engine.ErrNotFound):
-		return false, nil
-	default:
-		return false, mapError(err)
+func (s store) Entry(key []byte, fn func(value []byte, expiry int64) error) error {
+	return mapError(s.db.ViewEntry(key, inMillis(fn)))
+}
+
+// inMillis hands on what expires in Unix milliseconds.
+func inMillis(fn func(value []byte, expiry int64) error) func([]byte, time.Time) error {
+	return func(value []byte, expiry time.Time) error {
+		if expiry.IsZero() {
+			return fn(value, 0)
+		}
+		return fn(value, expiry.UnixMilli())
 	}
 }
 
+func (s store) Has(key []byte) (bool, error) { return has(s.db.View(key, nothing)) }
+
+func nothing([]byte) error { return nil }
+
+// has turns the result of a look at a value into whether there is one.
+func has(err error) (bool, error) {
+	if errors.Is(err, engine.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, mapError(err)
+}
+
+func (s store) Keys(from []byte, fn func(key []byte) bool) error {
+	return keys(s.db.NewIter(nil), from, fn)
+}
+
+// keys walks from a key on, and closes the iterator.
+func keys(it *engine.Iterator, from []byte, fn func(key []byte) bool) error {
+	for ok := it.SeekGE(from); ok && fn(it.Key()); ok = it.Next() {
+	}
+	return mapError(it.Close())
+}
+
+func (s store) Len() (int64, error) { return int64(s.db.Stats().Keys), nil }
+
+// Now is log time, by which the engine judges expiry. It may be ahead of the wall clock, or behind after that was set.
+func (s store) Now() int64 { return s.db.LogTime() }
+
 type batch struct{ *engine.Batch }
+
+func (b batch) PutTTL(key, value []byte, expiry int64) {
+	b.Batch.PutTTL(key, value, time.UnixMilli(expiry))
+}
 
 func (b batch) DeleteAll() { b.DeleteRange(nil, nil) }
 
@@ -95,11 +130,49 @@ func (s store) Update(ctx context.Context, fn func(tx resp.Tx) error) (resp.Posi
 	return position(s.db.Update(ctx, engine.Default, func(tx *engine.Tx) error { return fn(transaction{tx}) }))
 }
 
+func (s store) NewWatch() resp.Watch { return watch{s.db.NewWatch()} }
+
+func (s store) Limits() (maxKey, maxValue int) { return engine.MaxKeySize, engine.MaxValueSize }
+
+func (s store) Writable() bool { return s.db.Role() == engine.Leader }
+
+type watch struct{ *engine.Watch }
+
+func (w watch) Add(key []byte) error { return mapError(w.Watch.Add(key)) }
+
+func (s store) Snapshot() resp.Snapshot { return snapshot{s.db.Snapshot(), s} }
+
+type snapshot struct {
+	*engine.Snapshot
+	s store
+}
+
+func (s snapshot) View(key []byte, fn func(value []byte) error) error {
+	return mapError(s.Snapshot.View(key, fn))
+}
+
+func (s snapshot) Entry(key []byte, fn func(value []byte, expiry int64) error) error {
+	return mapError(s.ViewEntry(key, inMillis(fn)))
+}
+
+func (s snapshot) Has(key []byte) (bool, error) { return has(s.Snapshot.View(key, nothing)) }
+
+func (s snapshot) Keys(from []byte, fn func(key []byte) bool) error {
+	return keys(s.NewIter(nil), from, fn)
+}
+
+func (s snapshot) Len() (int64, error) { return s.s.Len() }
+
+func (s snapshot) Now() int64 { return s.Snapshot.Now().UnixMilli() }
+
 type transaction struct{ tx *engine.Tx }
 
-func (t transaction) Get(key []byte) ([]byte, time.Time, error) {
-	value, expiry, err := t.tx.GetEntry(key)
-	return value, expiry, mapError(err)
+func (t transaction) View(key []byte, fn func(value []byte) error) error {
+	return mapError(t.tx.ViewEntry(key, func(value []byte, _ time.Time) error { return fn(value) }))
+}
+
+func (t transaction) Entry(key []byte, fn func(value []byte, expiry int64) error) error {
+	return mapError(t.tx.ViewEntry(key, inMillis(fn)))
 }
 
 func (t transaction) Has(key []byte) (bool, error) {
@@ -107,27 +180,29 @@ func (t transaction) Has(key []byte) (bool, error) {
 	return ok, mapError(err)
 }
 
-func (t transaction) Put(key, value []byte, expiry time.Time) error {
-	if expiry.IsZero() {
+func (t transaction) Keys(from []byte, fn func(key []byte) bool) error {
+	return mapError(t.tx.Keys(from, nil, fn))
+}
+
+func (t transaction) Len() (int64, error) {
+	n, err := t.tx.Len()
+	return int64(n), mapError(err)
+}
+
+func (t transaction) Now() int64 { return t.tx.Now().UnixMilli() }
+
+func (t transaction) Put(key, value []byte, expiry int64) error {
+	if expiry == 0 {
 		return mapError(t.tx.Put(key, value))
 	}
-	return mapError(t.tx.PutTTL(key, value, expiry))
+	return mapError(t.tx.PutTTL(key, value, time.UnixMilli(expiry)))
 }
 
 func (t transaction) Delete(key []byte) error { return mapError(t.tx.Delete(key)) }
 
-func (s store) NewIterator() (resp.Iterator, error) {
-	it := s.db.NewIter(nil)
-	if err := it.Err(); err != nil {
-		_ = it.Close() // it returns err again
-		return nil, mapError(err)
-	}
-	return it, nil
+func (t transaction) DeleteAll() error { return mapError(t.tx.DeleteRange(nil, nil)) }
+
+func (t transaction) Unchanged(w resp.Watch) (bool, error) {
+	same, err := t.tx.Unchanged(w.(watch).Watch)
+	return same, mapError(err)
 }
-
-func (s store) Limits() (maxKey, maxValue int) { return engine.MaxKeySize, engine.MaxValueSize }
-
-func (s store) Writable() bool { return s.db.Role() == engine.Leader }
-
-// Now is log time, by which the engine judges expiry. It may be ahead of the wall clock, or behind after that was set.
-func (s store) Now() time.Time { return time.UnixMilli(s.db.LogTime()) }

@@ -151,13 +151,21 @@ func clampCount(n int64) int { return int(max(0, min(n, 1<<20))) }
 // blocking is the context of a command that waits: it ends with the timeout (0: none), with the server, and soon
 // after the client has left.
 func (c *conn) blocking(timeout time.Duration) (context.Context, context.CancelFunc) {
+	if c.executing { // what is in a transaction does not wait
+		ctx, cancel := context.WithCancel(c.srv.ctx)
+		cancel()
+		return ctx, cancel
+	}
 	// The replies so far do not wait for this one.
 	if c.flush() != nil {
 		c.closing = true
 	}
-	ctx, cancel := context.WithCancel(c.srv.ctx)
+	var ctx context.Context
+	var cancel context.CancelFunc
 	if timeout > 0 {
 		ctx, cancel = context.WithTimeout(c.srv.ctx, timeout)
+	} else {
+		ctx, cancel = context.WithCancel(c.srv.ctx)
 	}
 	if c.raw == nil {
 		return ctx, cancel
@@ -327,8 +335,12 @@ func (cmd *command) describe(w *writer) {
 			words = append(words, word)
 		}
 	}
-	add(flagWrite, "write")
-	add(flagRead, "readonly")
+	switch {
+	case cmd.check != nil:
+		words = append(words, "write")
+	case cmd.read != nil:
+		words = append(words, "readonly")
+	}
 	add(flagAdmin, "admin")
 	add(flagLoading, "loading")
 	add(flagNoAuth, "no_auth")

@@ -1,26 +1,29 @@
 package resp
 
 import (
+	"errors"
 	"fmt"
 	"strings"
-	"time"
 )
 
 // flags of a command.
-type flags uint8
+type flags uint16
 
 const (
-	flagWrite   flags = 1 << iota // changes data
-	flagRead                      // reads data: the pending run is committed first
-	flagNoAuth                    // may be used before AUTH
-	flagLoading                   // may be used while the node is loading
-	flagFast                      // as Redis says, for COMMAND
-	flagAdmin                     // likewise
-	flagBarrier                   // commits the pending run first although it does not read data
-	flagAlone                     // a write that is a commit of its own
+	flagSnapshot flags = 1 << iota // reads more than once, and so from one snapshot
+	flagNoAuth                     // may be used before AUTH
+	flagLoading                    // may be used while the node is loading
+	flagFast                       // as Redis says, for COMMAND
+	flagAdmin                      // likewise
+	flagBarrier                    // commits the pending run first although it does not read data
+	flagAlone                      // a write that is a commit of its own
+	flagNow                        // is executed at once where others are queued by MULTI
+	flagExec                       // answers for itself
+	flagPubSub                     // may be used by a RESP2 client that is subscribed
 )
 
-// command is a row of the table of commands. A write has check, and blind or decide or both; anything else has handle.
+// command is a row of the table of commands. A write has check, and blind or decide or both; what reads data has read; all
+// others have handle.
 type command struct {
 	name  string
 	arity int // as in Redis: the number of arguments with the name; negative: at least so many
@@ -30,14 +33,17 @@ type command struct {
 	since string
 	about string
 
-	// handle executes a command that does not write.
+	// handle executes a command that is not about data, or sees to that itself.
 	handle func(c *conn, args [][]byte)
+	// read appends the reply of a command that reads data. The pending run is committed first. After an error what it
+	// has appended is no whole reply.
+	read func(r Reader, w *writer, args [][]byte) error
 	// check refuses bad arguments, before anything is queued, and says whether the answer depends on the data.
 	check func(s *Server, args [][]byte) (conditional bool, refusal string)
 	// blind adds a write whose answer is OK to a batch.
-	blind func(b Batch, args [][]byte, now time.Time)
+	blind func(b Batch, args [][]byte, now int64)
 	// decide executes the write inside a transaction and appends its reply. An error gives up the transaction.
-	decide func(tx Tx, w *writer, args [][]byte, now time.Time) error
+	decide func(tx Tx, w *writer, args [][]byte) error
 
 	lower []byte
 }
@@ -69,34 +75,68 @@ func lookup(name []byte) *command {
 	return commands[string(low[:len(name)])]
 }
 
-// dispatch executes a command, or adds it to the pending run. The order of the refusals is Redis's.
+// dispatch executes a command, or adds it to the pending run, or to what MULTI has begun. The order of the refusals is Redis's.
 func (c *conn) dispatch(args [][]byte) {
 	c.commands++
 	c.seq++
 	cmd := lookup(args[0])
-	refusal := c.refusal(cmd, args)
-	if cmd == nil || refusal != "" {
-		c.answer(func() { c.out.error(refusal) })
-		if cmd == nil && crossProtocol(args[0]) {
-			c.srv.log.Warn("client speaks HTTP, connection closed", "client", c.addr)
-			c.closing = true
-		}
+	if refusal := c.refusal(cmd, args); refusal != "" {
+		c.reject(cmd, args, refusal)
 		return
 	}
 	if c.lastCmd.Load() != cmd {
 		c.lastCmd.Store(cmd)
 	}
-	if cmd.flags&flagWrite == 0 {
-		if cmd.flags&(flagRead|flagBarrier) != 0 {
+	switch {
+	case c.multi != nil && cmd.flags&flagNow == 0:
+		c.enqueue(cmd, args)
+	case cmd.check != nil:
+		c.write(cmd, args)
+	case cmd.flags&flagExec != 0:
+		c.exec()
+	default:
+		if cmd.read != nil || cmd.flags&flagBarrier != 0 {
 			c.commitRun()
 		}
-		if !c.silent() && !c.run.pending() {
-			cmd.handle(c, args)
-			return
+		switch {
+		case c.silent() || c.run.pending():
+			c.answer(func() { c.execute(cmd, args) })
+		default:
+			c.execute(cmd, args)
 		}
-		c.answer(func() { cmd.handle(c, args) })
+	}
+}
+
+// execute appends the reply of a command that does not write.
+func (c *conn) execute(cmd *command, args [][]byte) {
+	if cmd.read == nil {
+		cmd.handle(c, args)
 		return
 	}
+	var err error
+	mark := len(c.out.buf)
+	if cmd.flags&flagSnapshot != 0 && (len(args) > 2 || cmd.keys[0] == 0) {
+		s := c.srv.store.Snapshot()
+		err = cmd.read(s, &c.out, args)
+		s.Close()
+	} else {
+		err = cmd.read(c.srv.store, &c.out, args)
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, errCutShort):
+		c.closing = true // the client waits for elements that do not come: better a broken connection
+	default:
+		c.out.buf = c.out.buf[:mark]
+		c.out.failure(err)
+	}
+}
+
+// errCutShort is returned by a read that has sent a part of its reply and cannot go on.
+var errCutShort = errors.New("resp: reply cut short")
+
+// write adds a write to the pending run.
+func (c *conn) write(cmd *command, args [][]byte) {
 	conditional, refusal := cmd.check(c.srv, args)
 	if refusal != "" {
 		c.answer(func() { c.out.error(refusal) })
@@ -121,10 +161,26 @@ func (c *conn) refusal(cmd *command, args [][]byte) string {
 		return "ERR wrong number of arguments for '" + cmd.name + "' command"
 	case !c.authed && cmd.flags&flagNoAuth == 0:
 		return errNoAuth
-	case cmd.flags&flagWrite != 0 && !c.srv.store.Writable():
+	case cmd.check != nil && !c.srv.store.Writable():
 		return errReadOnly
 	}
 	return ""
+}
+
+// reject answers a command that cannot be executed. It makes what MULTI has begun fail.
+func (c *conn) reject(cmd *command, args [][]byte, refusal string) {
+	if c.multi != nil {
+		c.multi.failed = true
+	}
+	if cmd != nil && cmd.flags&flagExec != 0 {
+		c.discard()
+		refusal = execAbort(refusal)
+	}
+	c.answer(func() { c.out.error(refusal) })
+	if cmd == nil && crossProtocol(args[0]) {
+		c.srv.log.Warn("client speaks HTTP, connection closed", "client", c.addr)
+		c.closing = true
+	}
 }
 
 // answer runs fn, which appends a reply, and puts the reply where it belongs: behind the pending run, or nowhere when

@@ -47,12 +47,15 @@ type conn struct {
 	outHeld   int64 // bytes accounted for with the server, for out
 	relieveAt int   // bytes of out at which relieve is tried next
 	argv      [][]byte
-	argsHeld  int64                    // bytes accounted for with the server, for argv and run
-	onValue   func(value []byte) error // appends a value to out; made once, for the path of GET
+	argsHeld  int64 // bytes accounted for with the server, for argv and run
 	run       run
 	batch     Batch
 	work      work
 	lastWrite Position
+	multi     *multi // what MULTI has begun; nil: nothing
+	watch     Watch  // of WATCH; nil: none
+	watchHeld int64  // bytes accounted for with the server, for watch
+	executing bool   // within EXEC: nothing waits
 
 	authed    bool
 	closing   bool
@@ -61,8 +64,6 @@ type conn struct {
 	seq       int64 // the command in hand, from 1
 	failures  int   // of AUTH
 	commands  int64
-	hits      int64
-	misses    int64
 	partialAt time.Time // when the command at r was begun; zero: not at all
 	deadline  bool      // a read deadline is set
 	writeBy   time.Time // the write deadline that is set
@@ -71,6 +72,8 @@ type conn struct {
 	lastActive atomic.Int64 // unix ns
 	lastCmd    atomic.Pointer[command]
 	protocol   atomic.Int32
+	queueLen   atomic.Int32 // commands queued by MULTI; -1: no MULTI
+	watchLen   atomic.Int32
 	killed     atomic.Bool
 	bufBytes   atomic.Int64
 	mu         sync.Mutex // guards name, libName, libVersion
@@ -95,12 +98,20 @@ func newConn(s *Server, nc net.Conn) *conn {
 	}
 	c.protocol.Store(2)
 	c.lastActive.Store(c.created.UnixNano())
-	c.onValue = func(value []byte) error {
+	c.queueLen.Store(-1)
+	c.out.srv = s
+	c.out.value = func(value []byte) error {
 		if len(value) > flushBytes && !c.holdReplies(len(c.out.buf)+len(value)) {
 			return errNoRoom
 		}
 		c.out.bulk(value)
 		return nil
+	}
+	c.out.relieve = func() error {
+		if len(c.out.buf) < c.relieveAt || c.silent() || c.relieve() {
+			return nil
+		}
+		return errCutShort
 	}
 	return c
 }
@@ -118,6 +129,7 @@ func (c *conn) serve() {
 	defer c.srv.forget(c)
 	defer func() { _ = c.nc.Close() }()
 	defer c.release()
+	defer c.dropTransaction()
 	if !c.handshake() {
 		return
 	}
@@ -387,13 +399,13 @@ func (c *conn) account() {
 	}
 	c.srv.stats.commands.Add(c.commands)
 	c.commands = 0
-	if c.hits != 0 {
-		c.srv.stats.hits.Add(c.hits)
-		c.hits = 0
+	if c.out.hits != 0 {
+		c.srv.stats.hits.Add(c.out.hits)
+		c.out.hits = 0
 	}
-	if c.misses != 0 {
-		c.srv.stats.misses.Add(c.misses)
-		c.misses = 0
+	if c.out.misses != 0 {
+		c.srv.stats.misses.Add(c.out.misses)
+		c.out.misses = 0
 	}
 	c.lastActive.Store(time.Now().UnixNano())
 }

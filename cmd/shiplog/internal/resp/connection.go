@@ -17,8 +17,8 @@ func init() {
 		{name: "auth", arity: -2, flags: free, group: "connection", since: "1.0.0", about: "Authenticates the connection.", handle: auth},
 		{name: "hello", arity: -1, flags: free | flagBarrier, group: "connection", since: "6.0.0", about: "Handshakes with the Redis server.", handle: hello},
 		{name: "select", arity: 2, flags: flagLoading | flagFast, group: "connection", since: "1.0.0", about: "Changes the selected database.", handle: selectDB},
-		{name: "quit", arity: -1, flags: free | flagBarrier, group: "connection", since: "1.0.0", about: "Closes the connection.", handle: quit},
-		{name: "reset", arity: 1, flags: free | flagBarrier, group: "connection", since: "6.2.0", about: "Resets the connection.", handle: reset},
+		{name: "quit", arity: -1, flags: free | flagBarrier | flagNow, group: "connection", since: "1.0.0", about: "Closes the connection.", handle: quit},
+		{name: "reset", arity: 1, flags: free | flagBarrier | flagNow, group: "connection", since: "6.2.0", about: "Resets the connection.", handle: reset},
 		{name: "client", arity: -2, flags: flagLoading | flagBarrier, group: "connection", since: "2.4.0", about: "A container for client connection commands.", handle: func(c *conn, args [][]byte) { dispatchSub(c, "client", clientTable, args) }},
 	})
 }
@@ -60,6 +60,7 @@ func quit(c *conn, _ [][]byte) {
 }
 
 func reset(c *conn, _ [][]byte) {
+	c.discard()
 	c.mu.Lock()
 	c.name = ""
 	c.mu.Unlock()
@@ -75,7 +76,7 @@ func selectDB(c *conn, args [][]byte) {
 	case !ok:
 		c.out.error(errNotInteger)
 	case n != 0:
-		c.out.error("ERR DB index is out of range")
+		c.out.error(errDBRange)
 	default:
 		c.out.ok()
 	}
@@ -266,8 +267,7 @@ func clientReply(c *conn, args [][]byte) {
 }
 
 func clientHelp(c *conn, _ [][]byte) {
-	help := []string{
-		"CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+	c.out.help("CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
 		"GETNAME", "    Return the name of the current connection.",
 		"ID", "    Return the ID of the current connection.",
 		"INFO", "    Return information about the current client connection.",
@@ -278,12 +278,7 @@ func clientHelp(c *conn, _ [][]byte) {
 		"REPLY (ON|OFF|SKIP)", "    Control the replies sent to the current connection.",
 		"SETINFO <option> <value>", "    Set client meta attr. Options are: LIB-NAME, LIB-VER.",
 		"SETNAME <name>", "    Assign the name <name> to the current connection.",
-		"HELP", "    Print this help.",
-	}
-	c.out.array(len(help))
-	for _, line := range help {
-		c.out.status(line)
-	}
+		"HELP", "    Print this help.")
 }
 
 // describe is a line of CLIENT LIST, with Redis's fields. It may be called by another connection.

@@ -13,6 +13,15 @@
 // so that clients which fight for one key share a commit instead of retrying against each other. A read commits the
 // run before it, and so sees it.
 //
+// # Transactions
+//
+// MULTI, EXEC, DISCARD, WATCH and UNWATCH are Redis's: an EXEC is one transaction of the store, decided in the order of the
+// log, and answered once all that it was decided on is visible. One that only writes is a part of the run, like any write. Commands in it that are not about data (CONFIG, REPLICAOF, CLIENT KILL)
+// are executed when the rest is committed. If that fails, the answer is EXECABORT with the reason, and nothing of it was
+// executed, or UNKNOWNOUTCOME when nobody can know.
+//
+// Commands that read several keys read one snapshot. Expiry is judged by the store's time.
+//
 // # Limits
 //
 // Everything that a client controls is bounded before memory is spent on it: the length of an argument, the number

@@ -2,6 +2,8 @@ package resp_test
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -17,12 +19,15 @@ import (
 type memory struct {
 	mu       sync.RWMutex // guards data, lsn, failure
 	data     map[string]value
+	changes  map[string]int // of each key
 	lsn      uint64
 	offset   atomic.Int64 // of the clock, in ns
 	failure  error        // of commits
+	damaged  string       // a key whose value cannot be read
 	gate     chan struct{}
 	commits  atomic.Int64
 	waiting  atomic.Int64 // commits at the gate
+	watches  atomic.Int64 // open
 	follower atomic.Bool
 	loading  atomic.Bool
 	maxBatch int
@@ -30,42 +35,137 @@ type memory struct {
 
 type value struct {
 	p      string
-	expiry time.Time
+	expiry int64
 }
 
-func newMemory() *memory { return &memory{data: map[string]value{}, maxBatch: 64 << 20} }
+func newMemory() *memory {
+	return &memory{data: map[string]value{}, changes: map[string]int{}, maxBatch: 64 << 20}
+}
 
-func (m *memory) Now() time.Time          { return time.Now().Add(time.Duration(m.offset.Load())) }
+func (m *memory) Now() int64              { return time.Now().Add(time.Duration(m.offset.Load())).UnixMilli() }
 func (m *memory) advance(d time.Duration) { m.offset.Add(int64(d)) }
 
 func (m *memory) get(key []byte) (value, error) {
 	if m.loading.Load() {
 		return value{}, resp.ErrLoading
 	}
+	if m.damaged != "" && string(key) == m.damaged {
+		return value{}, errors.New("damaged")
+	}
 	v, ok := m.data[string(key)]
-	if !ok || (!v.expiry.IsZero() && !v.expiry.After(m.Now())) {
+	if !ok || (v.expiry != 0 && v.expiry <= m.Now()) {
 		return value{}, resp.ErrNotFound
 	}
 	return v, nil
 }
 
-func (m *memory) View(key []byte, fn func([]byte) error) error {
-	m.mu.RLock()
-	v, err := m.get(key)
-	m.mu.RUnlock()
+// reader makes the other methods of a resp.Reader out of two.
+type reader struct {
+	get  func(key []byte) (value, error)
+	list func() []string // of the keys, sorted
+	m    *memory
+}
+
+func (r reader) View(key []byte, fn func([]byte) error) error {
+	return r.Entry(key, func(p []byte, _ int64) error { return fn(p) })
+}
+
+func (r reader) Entry(key []byte, fn func([]byte, int64) error) error {
+	v, err := r.get(key)
 	if err != nil {
 		return err
 	}
-	return fn([]byte(v.p))
+	return fn([]byte(v.p), v.expiry)
 }
 
-func (m *memory) Has(key []byte) (bool, error) {
-	err := m.View(key, func([]byte) error { return nil })
+func (r reader) Has(key []byte) (bool, error) {
+	_, err := r.get(key)
 	if err == resp.ErrNotFound {
 		return false, nil
 	}
 	return err == nil, err
 }
+
+func (r reader) Keys(from []byte, fn func([]byte) bool) error {
+	for _, key := range r.list() {
+		if key >= string(from) && !fn([]byte(key)) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (r reader) Len() (int64, error) { return int64(len(r.list())), nil }
+func (r reader) Now() int64          { return r.m.Now() }
+
+// present is the reader of what is there at each moment.
+func (m *memory) present() reader {
+	return reader{m: m, get: func(key []byte) (value, error) {
+		m.mu.RLock()
+		defer m.mu.RUnlock()
+		return m.get(key)
+	}, list: func() []string {
+		m.mu.RLock()
+		defer m.mu.RUnlock()
+		return m.list()
+	}}
+}
+
+func (m *memory) list() (keys []string) {
+	for k := range m.data {
+		if _, err := m.get([]byte(k)); err == nil {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func (m *memory) View(key []byte, fn func([]byte) error) error { return m.present().View(key, fn) }
+func (m *memory) Entry(key []byte, fn func([]byte, int64) error) error {
+	return m.present().Entry(key, fn)
+}
+func (m *memory) Has(key []byte) (bool, error)                 { return m.present().Has(key) }
+func (m *memory) Keys(from []byte, fn func([]byte) bool) error { return m.present().Keys(from, fn) }
+func (m *memory) Len() (int64, error)                          { return m.present().Len() }
+
+type snapshot struct{ reader }
+
+func (snapshot) Close() {}
+
+func (m *memory) Snapshot() resp.Snapshot {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	frozen := newMemory()
+	maps.Copy(frozen.data, m.data)
+	frozen.offset.Store(m.offset.Load())
+	frozen.loading.Store(m.loading.Load())
+	frozen.damaged = m.damaged
+	return snapshot{frozen.present()}
+}
+
+// watch notices changes by the number of them.
+type watch struct {
+	m    *memory
+	keys map[string]int
+}
+
+func (m *memory) NewWatch() resp.Watch {
+	m.watches.Add(1)
+	return &watch{m, map[string]int{}}
+}
+
+func (w *watch) Add(key []byte) error {
+	w.m.mu.RLock()
+	defer w.m.mu.RUnlock()
+	if _, ok := w.keys[string(key)]; !ok {
+		w.keys[string(key)] = w.m.changes[string(key)]
+	}
+	return nil
+}
+
+func (w *watch) Len() int { return len(w.keys) }
+func (w *watch) Close()   { w.m.watches.Add(-1) }
 
 func (m *memory) Limits() (int, int) { return 1 << 10, 1 << 20 }
 func (m *memory) Writable() bool     { return !m.follower.Load() }
@@ -87,8 +187,8 @@ func (b *batch) add(o operation) {
 	b.size += len(o.key) + len(o.v.p)
 }
 
-func (b *batch) Put(key, p []byte) { b.PutTTL(key, p, time.Time{}) }
-func (b *batch) PutTTL(key, p []byte, t time.Time) {
+func (b *batch) Put(key, p []byte) { b.PutTTL(key, p, 0) }
+func (b *batch) PutTTL(key, p []byte, t int64) {
 	b.add(operation{key: string(key), v: value{string(p), t}})
 }
 func (b *batch) Delete(key []byte) { b.add(operation{key: string(key), delete: true}) }
@@ -120,6 +220,7 @@ func (m *memory) commit(b *batch) (resp.Position, error) {
 		return resp.Position{}, resp.ErrTooLarge
 	}
 	for _, o := range b.ops {
+		m.changes[o.key]++
 		switch {
 		case o.all:
 			clear(m.data)
@@ -135,7 +236,7 @@ func (m *memory) commit(b *batch) (resp.Position, error) {
 }
 
 type transaction struct {
-	m *memory
+	reader
 	b batch
 }
 
@@ -143,35 +244,40 @@ func (m *memory) Update(_ context.Context, fn func(resp.Tx) error) (resp.Positio
 	m.wait()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	tx := &transaction{m: m}
+	tx := &transaction{}
+	tx.reader = reader{m: m, get: tx.get, list: func() []string {
+		all := map[string]bool{}
+		for k := range m.data {
+			all[k] = true
+		}
+		for _, o := range tx.b.ops {
+			all[o.key] = true
+		}
+		maps.DeleteFunc(all, func(k string, _ bool) bool { _, err := tx.get([]byte(k)); return err != nil })
+		return slices.Sorted(maps.Keys(all))
+	}}
 	if err := fn(tx); err != nil {
 		return resp.Position{}, err
+	}
+	if len(tx.b.ops) == 0 {
+		return resp.Position{Epoch: 1, LSN: m.lsn}, nil
 	}
 	return m.commit(&tx.b)
 }
 
-func (t *transaction) Get(key []byte) ([]byte, time.Time, error) {
+func (t *transaction) get(key []byte) (value, error) {
 	for _, o := range slices.Backward(t.b.ops) {
-		if o.key == string(key) {
-			if o.delete {
-				return nil, time.Time{}, resp.ErrNotFound
+		if o.key == string(key) || o.all {
+			if o.delete || o.all {
+				return value{}, resp.ErrNotFound
 			}
-			return []byte(o.v.p), o.v.expiry, nil
+			return o.v, nil
 		}
 	}
-	v, err := t.m.get(key)
-	return []byte(v.p), v.expiry, err
+	return t.m.get(key)
 }
 
-func (t *transaction) Has(key []byte) (bool, error) {
-	_, _, err := t.Get(key)
-	if err == resp.ErrNotFound {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-func (t *transaction) Put(key, p []byte, expiry time.Time) error {
+func (t *transaction) Put(key, p []byte, expiry int64) error {
 	t.b.PutTTL(key, p, expiry)
 	return nil
 }
@@ -181,36 +287,19 @@ func (t *transaction) Delete(key []byte) error {
 	return nil
 }
 
-type iterator struct {
-	keys []string
-	at   int
+func (t *transaction) DeleteAll() error {
+	t.b.DeleteAll()
+	return nil
 }
 
-func (m *memory) NewIterator() (resp.Iterator, error) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	it := &iterator{at: -1}
-	for k := range m.data {
-		if _, err := m.get([]byte(k)); err == nil {
-			it.keys = append(it.keys, k)
+func (t *transaction) Unchanged(w resp.Watch) (bool, error) {
+	for key, n := range w.(*watch).keys {
+		if t.m.changes[key] != n || slices.ContainsFunc(t.b.ops, func(o operation) bool { return o.key == key }) {
+			return false, nil
 		}
 	}
-	slices.Sort(it.keys)
-	return it, nil
+	return true, nil
 }
-
-func (it *iterator) SeekGE(key []byte) bool {
-	it.at, _ = slices.BinarySearch(it.keys, string(key))
-	return it.at < len(it.keys)
-}
-
-func (it *iterator) Next() bool {
-	it.at++
-	return it.at < len(it.keys)
-}
-func (it *iterator) Key() []byte  { return []byte(it.keys[it.at]) }
-func (it *iterator) Err() error   { return nil }
-func (it *iterator) Close() error { return nil }
 
 // node is what the server is told of the node around it.
 type node struct {

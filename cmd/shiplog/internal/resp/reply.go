@@ -26,6 +26,8 @@ const (
 	errClientName    = "ERR Client names cannot contain spaces, newlines or special characters."
 	errShuttingDown  = "ERR server is shutting down"
 	errNoClientSpace = "OOM client buffers of this node are full"
+	errDBRange       = "ERR DB index is out of range"
+	errNoSuchKey     = "ERR no such key"
 )
 
 const replyOK = "+OK\r\n"
@@ -33,9 +35,16 @@ const replyOK = "+OK\r\n"
 // writer appends replies to a buffer in the protocol version of its connection. redcon's append functions write
 // what both versions share; what only RESP3 has is written here.
 type writer struct {
-	buf      []byte
-	maxValue int // bytes, of the store
-	resp3    bool
+	buf    []byte
+	srv    *Server
+	resp3  bool
+	whole  bool  // a reply is given whole or not at all, as in a transaction
+	hits   int64 // reads of keys that exist, and that do not
+	misses int64
+	// value appends a value, unless that would be too much to hold: errNoRoom. Made once, for the path of GET.
+	value func(value []byte) error
+	// relieve makes room between the elements of a long reply. Its error, when there is none, ends the command.
+	relieve func() error
 }
 
 func (w *writer) ok()                 { w.buf = append(w.buf, replyOK...) }
@@ -55,6 +64,20 @@ func (w *writer) bool01(b bool) {
 	} else {
 		w.int(0)
 	}
+}
+
+// found appends the value of key, or null.
+func (w *writer) found(r Reader, key []byte) error {
+	err := r.View(key, w.value)
+	switch {
+	case err == nil:
+		w.hits++
+	case errors.Is(err, ErrNotFound):
+		w.misses++
+		w.null()
+		return nil
+	}
+	return err
 }
 
 func (w *writer) null() {
@@ -102,6 +125,14 @@ func (w *writer) verbatim(s string) {
 	w.raw("txt:")
 	w.raw(s)
 	w.raw("\r\n")
+}
+
+// help writes the lines of a container command's HELP.
+func (w *writer) help(lines ...string) {
+	w.array(len(lines))
+	for _, line := range lines {
+		w.status(line)
+	}
 }
 
 func (w *writer) header(kind byte, n int) {

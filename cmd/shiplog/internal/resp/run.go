@@ -3,7 +3,6 @@ package resp
 import (
 	"errors"
 	"sync"
-	"time"
 )
 
 // Limits of one commit.
@@ -24,14 +23,18 @@ type run struct {
 	bytes       int
 	writes      int
 	conditional bool // some answer depends on the data
+	direct      bool // writes nothing, so that it needs no place in the order of commits
 }
 
-// entry is a write (cmd and its n arguments) or a literal reply of n bytes (cmd nil).
+// entry is a write (cmd and its n arguments), a transaction of MULTI (exec), or a literal reply of n bytes (both nil).
 type entry struct {
 	cmd    *command
+	exec   *execution
 	n      int
 	silent bool
 }
+
+func (e *entry) literal() bool { return e.cmd == nil && e.exec == nil }
 
 func (r *run) pending() bool { return len(r.entries) > 0 }
 
@@ -47,7 +50,19 @@ func (r *run) write(cmd *command, args [][]byte, conditional, silent bool) {
 	r.conditional = r.conditional || conditional
 }
 
+// transaction adds the commands of an EXEC.
+func (r *run) transaction(x *execution, silent bool) {
+	r.entries = append(r.entries, entry{exec: x, silent: silent})
+	r.bytes += x.bytes
+	r.writes++
+	r.conditional = r.conditional || !x.blind
+	r.direct = x.direct
+}
+
 func (r *run) literal(p []byte) {
+	if len(p) == 0 {
+		return
+	}
 	r.entries = append(r.entries, entry{n: len(p)})
 	r.lits = append(r.lits, p...)
 	r.bytes += len(p)
@@ -66,7 +81,7 @@ func (r *run) reset() {
 func (r *run) each(fn func(e entry, args [][]byte, lit []byte)) {
 	args, lits := r.args, r.lits
 	for _, e := range r.entries {
-		if e.cmd == nil {
+		if e.literal() {
 			fn(e, nil, lits[:e.n])
 			lits = lits[e.n:]
 			continue
@@ -94,6 +109,7 @@ func (c *conn) commitRun() {
 	} else {
 		c.failRun(&c.run, errNoRoom, nil)
 	}
+	c.run.closeWatches()
 	c.run.reset()
 	c.free(c.argsHeld)
 	c.argsHeld = 0
@@ -106,7 +122,10 @@ func (c *conn) commitPlain(r *run) {
 	now := c.srv.store.Now()
 	args := r.args
 	for _, e := range r.entries {
-		if e.cmd != nil {
+		switch {
+		case e.exec != nil:
+			e.exec.write(c.batch, now)
+		case e.cmd != nil:
 			e.cmd.blind(c.batch, args[:e.n], now)
 			args = args[e.n:]
 		}
@@ -121,10 +140,13 @@ func (c *conn) commitPlain(r *run) {
 		lits := r.lits
 		for _, e := range r.entries {
 			switch {
-			case e.cmd == nil:
+			case e.literal():
 				c.out.buf = append(c.out.buf, lits[:e.n]...)
 				lits = lits[e.n:]
-			case !e.silent:
+			case e.silent:
+			case e.exec != nil:
+				e.exec.replyPlain(&c.out)
+			default:
 				c.out.ok()
 			}
 		}
@@ -135,10 +157,18 @@ func (c *conn) commitPlain(r *run) {
 
 func (c *conn) commitConditional(r *run) {
 	c.work.begin(c, r)
-	pos, err := c.srv.combine.do(&c.work)
+	var pos Position
+	var err error
+	if r.direct {
+		_, err = c.srv.store.Update(c.srv.ctx, c.work.apply)
+	} else {
+		pos, err = c.srv.combine.do(&c.work)
+	}
 	c.noteWrite(pos, err)
 	if err == nil {
 		c.out.buf = append(c.out.buf, c.work.out.buf...)
+		c.out.hits += c.work.out.hits
+		c.out.misses += c.work.out.misses
 		c.work.end()
 		return
 	}
@@ -152,17 +182,22 @@ func (c *conn) noteWrite(pos Position, err error) {
 	}
 }
 
-// failRun answers a run that did not commit. If the run as a whole was too large, which no single command was, its
-// commands are committed one by one.
+// failRun answers a run that did not commit. If it was too large as a whole, which no single command was, or one of its
+// commands could not be decided, they are committed one by one.
 func (c *conn) failRun(r *run, err error, again func(*run)) {
-	single := r.writes > 1 && errors.Is(err, ErrTooLarge)
+	single := r.writes > 1 && (errors.Is(err, ErrTooLarge) || undecided(err))
 	r.each(func(e entry, args [][]byte, lit []byte) {
 		switch {
-		case e.cmd == nil:
+		case e.literal():
 			c.out.buf = append(c.out.buf, lit...)
 		case single:
 			one := run{entries: []entry{e}, args: args, writes: 1, conditional: r.conditional}
 			again(&one)
+		case e.exec != nil:
+			e.exec.err = err
+			if !e.silent {
+				c.out.error(execError(err))
+			}
 		case !e.silent:
 			c.out.failure(err)
 		}
@@ -184,7 +219,17 @@ func (w *work) begin(c *conn, r *run) {
 		w.signal = make(chan bool, 1)
 	}
 	w.conn, w.run = c, r
-	w.out.resp3, w.out.maxValue = c.out.resp3, c.srv.maxValue
+	w.out.resp3, w.out.srv = c.out.resp3, c.srv
+	if w.out.value == nil {
+		w.out.whole, w.out.relieve = true, w.bound
+		w.out.value = func(value []byte) error {
+			if len(value) > flushBytes && !c.holdReplies(len(c.out.buf)+len(w.out.buf)+len(value)) {
+				return errNoRoom
+			}
+			w.out.bulk(value)
+			return nil
+		}
+	}
 }
 
 func (w *work) end() {
@@ -195,19 +240,35 @@ func (w *work) end() {
 	w.out.buf = w.out.buf[:0]
 }
 
+// undecidedError is an error that a command met while it was decided: nothing was written for it.
+type undecidedError struct{ error }
+
+func (e *undecidedError) Unwrap() error { return e.error }
+
+func undecided(err error) bool {
+	var u *undecidedError
+	return errors.As(err, &u)
+}
+
 // apply decides the run inside a transaction. It may be called again when the transaction was lost.
-func (w *work) apply(tx Tx, now time.Time) error {
-	w.out.buf = w.out.buf[:0]
+func (w *work) apply(tx Tx) error {
+	w.out.buf, w.out.hits, w.out.misses = w.out.buf[:0], 0, 0
 	args, lits := w.run.args, w.run.lits
 	for _, e := range w.run.entries {
-		if e.cmd == nil {
+		if e.literal() {
 			w.out.buf = append(w.out.buf, lits[:e.n]...)
 			lits = lits[e.n:]
 			continue
 		}
 		mark := len(w.out.buf)
-		if err := e.cmd.decide(tx, &w.out, args[:e.n], now); err != nil {
-			return err
+		var err error
+		if e.exec != nil {
+			err = e.exec.decide(tx, &w.out)
+		} else {
+			err = e.cmd.decide(tx, &w.out, args[:e.n])
+		}
+		if err != nil {
+			return &undecidedError{err}
 		}
 		if e.silent {
 			w.out.buf = w.out.buf[:mark]
@@ -305,10 +366,11 @@ func (b *combiner) lead() {
 	}
 }
 
-// decide commits a group as one transaction. A group that is too large as a whole is decided run by run.
+// decide commits a group as one transaction. A group that is too large as a whole, or in which one run cannot be decided, is
+// decided run by run.
 func (b *combiner) decide(group []*work) {
 	pos, err := b.update(group)
-	if len(group) > 1 && (errors.Is(err, ErrTooLarge) || errors.Is(err, errNoRoom)) {
+	if len(group) > 1 && (errors.Is(err, ErrTooLarge) || errors.Is(err, errNoRoom) || undecided(err)) {
 		for _, w := range group {
 			w.pos, w.err = b.update([]*work{w})
 		}
@@ -321,9 +383,8 @@ func (b *combiner) decide(group []*work) {
 
 func (b *combiner) update(group []*work) (pos Position, err error) {
 	attempt := func(tx Tx) error {
-		now := b.srv.store.Now()
 		for _, w := range group {
-			if err := w.apply(tx, now); err != nil {
+			if err := w.apply(tx); err != nil {
 				return err
 			}
 		}

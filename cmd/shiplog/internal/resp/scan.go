@@ -2,249 +2,293 @@ package resp
 
 import (
 	"bytes"
-	"fmt"
+	"container/list"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"sync"
 )
 
-// Protocol limits that Redis fixes.
-const (
-	maxInlineBytes    = 64 << 10 // of an inline command, and of the line that announces a length
-	maxArgs           = 1 << 20  // arguments of a command
-	maxArgsBeforeAuth = 10       // for a client that has not authenticated
-	maxBulkBeforeAuth = 16 << 10 // bytes of an argument, for a client that has not authenticated
-)
-
-// protocolError ends a connection after its text was sent, as "-ERR Protocol error: ...".
-type protocolError string
-
-func (e protocolError) Error() string { return "Protocol error: " + string(e) }
-
-// scanner finds the end of the command at the front of a growing buffer, and refuses lengths over the limits
-// before anything is allocated for them. It remembers how far it came, so that a command that arrives a byte at a
-// time costs time in proportion to its length. Offsets count from the start of the command.
-type scanner struct {
-	pos     int // everything before was looked at
-	total   int // arguments of the command
-	args    int // of them still to come; -1 before the first line
-	bulk    int // bytes of the present argument with its line end; -1 before its length
-	started bool
+func init() {
+	register([]command{
+		{name: "keys", arity: 2, flags: flagSnapshot, group: "generic", since: "1.0.0", about: "Returns all key names that match a pattern.", read: keys},
+		{name: "scan", arity: -2, group: "generic", since: "2.8.0", about: "Iterates over the key names in the database.", read: scan},
+		{name: "randomkey", arity: 1, flags: flagSnapshot, group: "generic", since: "1.0.0", about: "Returns a random key name from the database.", read: randomKey},
+		{name: "dbsize", arity: 1, flags: flagFast, group: "server", since: "1.0.0", about: "Returns the number of keys in the database.", read: dbsize},
+	})
 }
 
-type scanLimits struct {
-	args, bulk, command int
-	authed              bool
+func dbsize(r Reader, w *writer, _ [][]byte) error {
+	n, err := r.Len()
+	if err == nil {
+		w.int(n)
+	}
+	return err
 }
 
-// scan looks at the command at the front of p. It returns its length once complete, else 0. need is a lower bound of
-// the bytes that the command takes as far as is known.
-func (s *scanner) scan(p []byte, lim scanLimits) (n, need int, err error) {
-	if len(p) == 0 {
-		return 0, 1, nil
-	}
-	if !s.started {
-		*s = scanner{args: -1, bulk: -1, started: true}
-	}
-	if p[0] != '*' {
-		return s.scanInline(p)
-	}
-	for {
-		if s.bulk >= 0 {
-			if need = s.pos + s.bulk; len(p) < need {
-				return 0, need, nil
-			}
-			if p[need-2] != '\r' || p[need-1] != '\n' {
-				return 0, 0, protocolError("invalid bulk length")
-			}
-			s.pos, s.bulk = need, -1
-			s.args--
-		}
-		if s.args == 0 {
-			n = s.pos
-			s.started = false
-			return n, n, nil
-		}
-		line, ok, err := s.line(p)
-		if err != nil {
-			return 0, 0, err
-		}
-		if !ok {
-			return 0, len(p) + 1, nil
-		}
-		if err := s.length(line, lim); err != nil {
-			return 0, 0, err
-		}
-	}
-}
+// keysBuffer is how many bytes of a KEYS reply are kept before it is sent in a second walk.
+const keysBuffer = 4 << 20
 
-// length takes in a line that announces the number of arguments or the length of one.
-func (s *scanner) length(line []byte, lim scanLimits) error {
-	n, ok := parseLength(line[1:])
-	if s.args < 0 {
-		if !ok || n > int64(lim.args) {
-			return protocolError("invalid multibulk length")
+// keys walks over the keys twice when the reply is large: the number of elements comes first in a reply, and a reply
+// of any size must not need memory of any size.
+func keys(r Reader, w *writer, args [][]byte) error {
+	found := writer{}
+	n := 0
+	err := walkKeys(r, args[1], func(key []byte) bool {
+		n++
+		if len(found.buf) < keysBuffer {
+			found.bulk(key)
 		}
-		if !lim.authed && n > maxArgsBeforeAuth {
-			return protocolError("unauthenticated multibulk length")
-		}
-		s.args = int(max(n, 0))
-		s.total = s.args
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	w.array(n)
+	if len(found.buf) < keysBuffer {
+		w.buf = append(w.buf, found.buf...)
 		return nil
 	}
-	if line[0] != '$' {
-		return protocolError(fmt.Sprintf("expected '$', got '%c'", printable(line[0])))
+	var stuck error
+	err = walkKeys(r, args[1], func(key []byte) bool {
+		w.bulk(key)
+		n--
+		stuck = w.relieve()
+		return stuck == nil
+	})
+	switch {
+	case stuck != nil:
+		return stuck
+	case err != nil || n != 0:
+		return errCutShort
 	}
-	if !ok || n < 0 || n > int64(lim.bulk) {
-		return protocolError("invalid bulk length")
-	}
-	if !lim.authed && n > maxBulkBeforeAuth {
-		return protocolError("unauthenticated bulk length")
-	}
-	if s.pos+int(n) > lim.command {
-		return protocolError("command exceeds the limit of the query buffer")
-	}
-	s.bulk = int(n) + 2
 	return nil
 }
 
-// line returns the line at pos, without its end, and steps over it.
-func (s *scanner) line(p []byte) (line []byte, ok bool, err error) {
-	if s.args >= 0 && len(p) > s.pos && p[s.pos] != '$' {
-		return nil, false, protocolError(fmt.Sprintf("expected '$', got '%c'", printable(p[s.pos])))
-	}
-	rest := p[s.pos:]
-	// A length has at most 20 digits; Redis allows the line to be longer, which no client needs.
-	if len(rest) > 32 {
-		rest = rest[:32]
-	}
-	end := bytes.IndexByte(rest, '\n')
-	if end < 0 {
-		if len(rest) == 32 {
-			if s.args < 0 {
-				return nil, false, protocolError("too big mbulk count string")
-			}
-			return nil, false, protocolError("too big bulk count string")
+// walkKeys calls fn for the keys that match, until it returns false.
+func walkKeys(r Reader, pattern []byte, fn func(key []byte) bool) error {
+	prefix := globPrefix(pattern)
+	everything := string(pattern) == "*"
+	return r.Keys(prefix, func(key []byte) bool {
+		if !bytes.HasPrefix(key, prefix) {
+			return false
 		}
-		return nil, false, nil
-	}
-	if end < 2 || rest[end-1] != '\r' {
-		if s.args < 0 {
-			return nil, false, protocolError("invalid multibulk length")
-		}
-		return nil, false, protocolError("invalid bulk length")
-	}
-	s.pos += end + 1
-	return rest[:end-1], true, nil
+		return !everything && !globMatch(pattern, key) || fn(key)
+	})
 }
 
-func (s *scanner) scanInline(p []byte) (n, need int, err error) {
-	end := bytes.IndexByte(p[s.pos:], '\n')
-	if end < 0 {
-		if len(p) > maxInlineBytes {
-			return 0, 0, protocolError("too big inline request")
-		}
-		s.pos = len(p)
-		return 0, len(p) + 1, nil
-	}
-	n = s.pos + end + 1
-	if n > maxInlineBytes {
-		return 0, 0, protocolError("too big inline request")
-	}
-	s.started = false
-	return n, n, nil
+// scanOptions are the parsed options of SCAN.
+type scanOptions struct {
+	pattern []byte
+	count   int64
+	strings bool // TYPE allows strings, of which everything here is
 }
 
-// parseLength reads the number of a length line. Redis takes it by string2ll, that is as strictly as parseInt.
-func parseLength(p []byte) (int64, bool) { return parseInt(p) }
-
-func printable(b byte) byte {
-	if b < ' ' || b > '~' {
-		return '?'
-	}
-	return b
-}
-
-// splitInline splits an inline command into its arguments, with Redis's quoting: "..." with escapes, '...' without.
-// The arguments are appended to args. ok is false when quotes do not match.
-func splitInline(line []byte, args [][]byte) (_ [][]byte, ok bool) {
-	line = bytes.TrimRight(line, "\r\n")
-	for i := 0; ; {
-		for i < len(line) && isSpace(line[i]) {
-			i++
+func parseScan(args [][]byte) (o scanOptions, refusal string) {
+	o = scanOptions{count: 10, strings: true}
+	for i := 2; i < len(args); i += 2 {
+		if i+1 == len(args) {
+			return o, errSyntax
 		}
-		if i == len(line) {
-			return args, true
-		}
-		arg := make([]byte, 0, 16)
-		for i < len(line) && !isSpace(line[i]) {
-			quote := line[i]
-			if quote != '"' && quote != '\'' {
-				arg = append(arg, quote)
-				i++
-				continue
-			}
-			if arg, i, ok = quoted(line, i+1, quote, arg); !ok {
-				return nil, false
-			}
-			// A closing quote must be followed by a blank or nothing at all.
-			if i < len(line) && !isSpace(line[i]) {
-				return nil, false
-			}
-		}
-		args = append(args, arg)
-	}
-}
-
-// quoted appends the text from line[i] to the closing quote to arg and returns where it goes on.
-func quoted(line []byte, i int, quote byte, arg []byte) ([]byte, int, bool) {
-	for i < len(line) {
-		b := line[i]
 		switch {
-		case b == quote:
-			return arg, i + 1, true
-		case b == '\\' && quote == '\'' && i+1 < len(line) && line[i+1] == '\'':
-			arg = append(arg, '\'')
-			i += 2
-		case b == '\\' && quote == '"' && i+3 < len(line) && line[i+1] == 'x' && isHex(line[i+2]) && isHex(line[i+3]):
-			arg = append(arg, unhex(line[i+2])<<4|unhex(line[i+3]))
-			i += 4
-		case b == '\\' && quote == '"' && i+1 < len(line):
-			arg = append(arg, unescape(line[i+1]))
-			i += 2
+		case is(args[i], "count"):
+			n, ok := parseInt(args[i+1])
+			if !ok {
+				return o, errNotInteger
+			}
+			if n < 1 {
+				return o, errSyntax
+			}
+			o.count = n
+		case is(args[i], "match"):
+			o.pattern = args[i+1]
+		case is(args[i], "type"):
+			o.strings = is(args[i+1], "string")
 		default:
-			arg = append(arg, b)
-			i++
+			return o, errSyntax
 		}
 	}
-	return nil, i, false
+	return o, ""
 }
 
-func isSpace(b byte) bool { return b == ' ' || (b >= '\t' && b <= '\r') || b == 0 }
+// Bounds of one SCAN call, whatever COUNT says.
+const (
+	scanMaxKeys  = 100_000
+	scanMaxBytes = 1 << 20
+)
 
-func isHex(b byte) bool {
-	return (b >= '0' && b <= '9') || (b >= 'a' && b <= 'f') || (b >= 'A' && b <= 'F')
-}
-
-func unhex(b byte) byte {
-	switch {
-	case b <= '9':
-		return b - '0'
-	case b >= 'a':
-		return b - 'a' + 10
+func scan(r Reader, w *writer, args [][]byte) error {
+	cursor, ok := parseCursor(args[1])
+	if !ok {
+		w.error("ERR invalid cursor")
+		return nil
 	}
-	return b - 'A' + 10
+	o, refusal := parseScan(args)
+	if refusal != "" {
+		w.error(refusal)
+		return nil
+	}
+	found := writer{}
+	n := 0
+	prefix := globPrefix(o.pattern)
+	from := w.srv.cursors.resume(cursor)
+	if bytes.Compare(from, prefix) < 0 {
+		from = prefix
+	}
+	seen, next := int64(0), uint64(0)
+	err := r.Keys(from, func(key []byte) bool {
+		if !bytes.HasPrefix(key, prefix) {
+			return false // keys are in order: no match can follow
+		}
+		if seen >= min(o.count, scanMaxKeys) || len(found.buf) >= scanMaxBytes {
+			next = w.srv.cursors.save(key)
+			return false
+		}
+		seen++
+		if o.strings && (o.pattern == nil || globMatch(o.pattern, key)) {
+			found.bulk(key)
+			n++
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	w.array(2)
+	w.bulkString(strconv.FormatUint(next, 10))
+	w.array(n)
+	w.buf = append(w.buf, found.buf...)
+	return nil
 }
 
-func unescape(b byte) byte {
-	switch b {
-	case 'n':
-		return '\n'
-	case 'r':
-		return '\r'
-	case 't':
-		return '\t'
-	case 'b':
-		return '\b'
-	case 'a':
-		return '\a'
+func parseCursor(arg []byte) (uint64, bool) {
+	n, err := strconv.ParseUint(string(head(arg, 21)), 10, 64)
+	return n, err == nil
+}
+
+// randomLevels bounds how many bytes of a key are drawn one by one.
+const randomLevels = 32
+
+// randomKey draws a key byte by byte: among the bytes that follow what has been drawn so far, each in its range is as likely as
+// another, and what is not there stands for the next that is. So keys that are spread evenly are drawn evenly, and others are all drawn
+// now and then.
+func randomKey(r Reader, w *writer, _ [][]byte) error {
+	var err error
+	seek := func(from []byte) (found []byte) {
+		if err == nil {
+			err = r.Keys(from, func(key []byte) bool {
+				found = bytes.Clone(key)
+				return false
+			})
+		}
+		return found
 	}
-	return b
+	key := seek(nil)
+	if key == nil && err == nil {
+		w.null()
+		return nil
+	}
+	var prefix []byte
+	for level := 0; level < randomLevels && err == nil; level++ {
+		last := lastByte(seek, prefix)
+		if last < 0 {
+			break // key is all that begins so
+		}
+		first := -1
+		if len(key) > len(prefix) {
+			first = int(key[len(prefix)])
+		}
+		drawn := first + rand.IntN(last-first+1)
+		if drawn < 0 {
+			break // the key that ends here
+		}
+		if drawn > first {
+			key = seek(append(slices.Clip(prefix), byte(drawn)))
+		}
+		prefix = key[:len(prefix)+1]
+	}
+	if err != nil {
+		return err
+	}
+	w.bulk(key)
+	return nil
+}
+
+// lastByte finds the highest byte that follows prefix in a key, by halving; -1: none does.
+func lastByte(seek func(from []byte) []byte, prefix []byte) int {
+	last := -1
+	for low, high := 0, 255; low <= high; {
+		middle := (low + high + 1) / 2
+		key := seek(append(slices.Clip(prefix), byte(middle)))
+		if len(key) > len(prefix) && bytes.HasPrefix(key, prefix) {
+			last = int(key[len(prefix)])
+			low = last + 1
+		} else {
+			high = middle - 1
+		}
+	}
+	return last
+}
+
+// Bounds of the cursor table.
+const (
+	maxCursors     = 8192
+	maxCursorBytes = 8 << 20
+)
+
+// cursorTable remembers where the SCAN iterations under way go on. Keys are walked in order, so whatever is there
+// throughout an iteration is returned, and what a cursor stands for is the next key. The table is bounded; a cursor
+// that fell out of it, because thousands of newer ones came or the node was restarted, begins at the first key again:
+// the guarantee holds, with repetitions, which SCAN allows.
+type cursorTable struct {
+	mu    sync.Mutex // guards all
+	byID  map[uint64]*list.Element
+	order list.List // of cursor, oldest first
+	bytes int
+}
+
+type cursor struct {
+	id  uint64
+	key []byte
+}
+
+func (t *cursorTable) save(key []byte) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byID == nil {
+		t.byID = map[uint64]*list.Element{}
+	}
+	for t.order.Len() >= maxCursors || t.bytes+len(key) > maxCursorBytes {
+		oldest := t.order.Front()
+		if oldest == nil {
+			break
+		}
+		t.drop(oldest)
+	}
+	// 53 bits, because some clients keep cursors as floating point numbers.
+	id := rand.Uint64()>>11 | 1
+	for t.byID[id] != nil {
+		id = rand.Uint64()>>11 | 1
+	}
+	t.byID[id] = t.order.PushBack(cursor{id, bytes.Clone(key)})
+	t.bytes += len(key)
+	return id
+}
+
+// resume returns the key at which a cursor goes on; nil is the first. A cursor may be used again.
+func (t *cursorTable) resume(id uint64) []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.byID[id]
+	if e == nil {
+		return nil
+	}
+	t.order.MoveToBack(e)
+	return e.Value.(cursor).key
+}
+
+func (t *cursorTable) drop(e *list.Element) {
+	cur := t.order.Remove(e).(cursor)
+	t.bytes -= len(cur.key)
+	delete(t.byID, cur.id)
 }

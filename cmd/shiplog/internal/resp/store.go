@@ -37,34 +37,55 @@ type Position struct {
 	LSN   uint64
 }
 
-// Store is what the server needs of the data. All methods may be called concurrently. Byte slices handed to a
-// method are the caller's again when it returns; those handed to a callback are valid until it returns.
-type Store interface {
+// Reader reads the data. Times are Unix milliseconds; an expiry of 0 means never. Byte slices handed to a method are the
+// caller's again when it returns; those handed to a callback are valid until it returns.
+type Reader interface {
 	// View calls fn with the value of key, or returns ErrNotFound.
 	View(key []byte, fn func(value []byte) error) error
+	// Entry is View that also tells when the value expires.
+	Entry(key []byte, fn func(value []byte, expiry int64) error) error
 	// Has reports whether key exists.
 	Has(key []byte) (bool, error)
+	// Keys calls fn for the keys at or above from, in ascending order, until it returns false.
+	Keys(from []byte, fn func(key []byte) bool) error
+	// Len estimates the number of keys; those that have expired and were not removed yet may count.
+	Len() (int64, error)
+	// Now is the time by which expiry is judged.
+	Now() int64
+}
+
+// Store is what the server needs of the data. As a Reader it shows what is visible at the moment of each call. All methods may
+// be called concurrently.
+type Store interface {
+	Reader
+	// Snapshot returns what is visible now. It must be closed.
+	Snapshot() Snapshot
 	// NewBatch returns an empty batch, to be used by one goroutine at a time.
 	NewBatch() Batch
 	// Commit applies b atomically and returns when the commit rule holds for it and it is visible.
 	Commit(ctx context.Context, b Batch) (Position, error)
 	// Update runs fn in a serializable transaction and commits it, calling fn again if it lost against another
-	// writer. It returns when the commit rule holds for the result and for all that was read.
+	// writer. It returns when the commit rule holds for the result and for all that was read. A transaction that writes
+	// nothing works on a node that is not Writable too.
 	Update(ctx context.Context, fn func(tx Tx) error) (Position, error)
-	// NewIterator returns an iterator over the keys that are visible now.
-	NewIterator() (Iterator, error)
+	// NewWatch returns a watch of no keys.
+	NewWatch() Watch
 	// Limits returns the largest key and value, in bytes.
 	Limits() (maxKey, maxValue int)
 	// Writable reports whether this node accepts writes, cheaply: it is asked before each one.
 	Writable() bool
-	// Now is the time by which expiry is judged.
-	Now() time.Time
+}
+
+// Snapshot is the data of one moment.
+type Snapshot interface {
+	Reader
+	Close()
 }
 
 // Batch is a list of unconditional writes.
 type Batch interface {
 	Put(key, value []byte)
-	PutTTL(key, value []byte, expiry time.Time)
+	PutTTL(key, value []byte, expiry int64)
 	Delete(key []byte)
 	// DeleteAll deletes every key.
 	DeleteAll()
@@ -73,24 +94,23 @@ type Batch interface {
 
 // Tx is a transaction in the making; it sees its own writes.
 type Tx interface {
-	// Get returns the value and expiry (zero: none) of key, or ErrNotFound. The value is valid until the next call.
-	Get(key []byte) (value []byte, expiry time.Time, err error)
-	Has(key []byte) (bool, error)
-	// Put writes value; a zero expiry means none.
-	Put(key, value []byte, expiry time.Time) error
+	Reader
+	Put(key, value []byte, expiry int64) error
 	Delete(key []byte) error
+	DeleteAll() error
+	// Unchanged reports whether no key of w was changed between its being added and this transaction, the transaction's
+	// own writes included.
+	Unchanged(w Watch) (bool, error)
 }
 
-// Iterator walks over the keys of one moment in ascending order. It is used by one goroutine and must be closed.
-type Iterator interface {
-	// SeekGE moves to the first key that is not below key; nil means the first of all. It reports whether there is one.
-	SeekGE(key []byte) bool
-	// Next moves on and reports whether there is a key.
-	Next() bool
-	// Key returns the present key, valid until the next move.
-	Key() []byte
-	Err() error
-	Close() error
+// Watch notices changes of keys: writes, even those that change nothing, deletes and expiry. It is used by one goroutine at a
+// time, and must be closed.
+type Watch interface {
+	// Add takes up a key; from the call's return on changes are noticed. Adding a key again changes nothing.
+	Add(key []byte) error
+	// Len is the number of keys.
+	Len() int
+	Close()
 }
 
 // Node is what the server needs of the node around the store.
