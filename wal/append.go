@@ -378,62 +378,6 @@ func (l *Log) publish() {
 	}
 }
 
-// write stores p, which lies within the allocated part of the tip. This is the one place that decides how: through the
-// map when nothing was synced for some time, and where map and file are known to agree; else with one pwrite.
-// An error here poisons: what the file holds behind the head is not known.
-func (l *Log) write(at LSN, p []byte, sync bool) error {
-	off := int64(at - l.tip.base())
-	if l.useMap && !sync && len(p) <= maxMapStore && l.cur.time-l.synced > l.opts.DurableWindow.Milliseconds() {
-		if err := l.store(off, p); err != nil {
-			return l.poisonWith(fmt.Errorf("store into segment %s: %w", l.tip.path, err))
-		}
-	} else if _, err := l.tipFile.file.WriteAt(p, off); err != nil {
-		return l.poisonWith(fmt.Errorf("write segment %s: %w", l.tip.path, spaceError(err)))
-	}
-	if end := at + LSN(len(p)); !sync && end-l.flushed >= writeBackEvery {
-		l.keeper.kick() // it calls writeBehind
-	}
-	return nil
-}
-
-// writeBehind asks the system to begin to write what is not synced, once that is much. It is called by the keeper: the call
-// waits where the device's queue is full.
-func (l *Log) writeBehind() {
-	l.mu.Lock()
-	end := l.cur.at
-	if l.tipFile == nil || end-l.flushed < writeBackEvery {
-		l.mu.Unlock()
-		return
-	}
-	base, h := l.tip.base(), l.tipFile
-	from := max(l.flushed, base)
-	l.flushed = end
-	h.pins.Add(1)
-	l.mu.Unlock()
-	_ = h.file.WriteBack(int64(from-base), int64(end-from)) // a hint
-	h.unpin()
-}
-
-const (
-	// maxMapStore is where a pwrite begins to cost less than the page faults of a store through the map.
-	maxMapStore = 64 << 10
-	// writeBackEvery is how many unsynced bytes the system is asked to write back at a time, so that the sync at the
-	// segment's end finds little to do.
-	writeBackEvery = 4 << 20
-)
-
-func (l *Log) store(off int64, p []byte) (err error) {
-	h := l.tipFile
-	if h.data == nil {
-		_, err := h.file.WriteAt(p, off)
-		return err
-	}
-	h.pins.Add(1)
-	defer h.leave(enter(), &err)
-	copy(h.data[off:], p)
-	return nil
-}
-
 // room makes sure that need bytes behind the cursor have blocks, and the reserve behind them unless urgent. On a full
 // disk nothing has changed.
 func (l *Log) room(need int64, urgent bool) error {
@@ -608,6 +552,7 @@ func (l *Log) seal() error {
 	if err := l.writeSeal(frame[:]); err != nil {
 		return err
 	}
+	l.tipFile.release(l.takeStored())
 	if err := l.tipFile.file.Datasync(); err != nil {
 		return l.poisonWith(fmt.Errorf("seal segment %s: %w", l.tip.path, err))
 	}

@@ -189,6 +189,7 @@ func (l *Log) cutTo(to LSN, cur cursor) error {
 	l.tip, l.tipFile, l.alloc = s, handle, int64(to-s.base())
 	l.cur = cur
 	l.sealed = 0
+	l.mapped = mappedFrom(to)
 	l.notify()
 	// The mark comes down before the intent is cleared: one above the end would make the end read as damage.
 	if err := l.keeper.writeMark(); err != nil {

@@ -16,15 +16,24 @@ const digestEvery = 64 << 10
 
 // noteDigest remembers the digest at a boundary, if the last one is far enough behind.
 func (s *segment) noteDigest(at LSN, d Digest) {
+	if uint64(at) < s.digestNext.Load() {
+		return
+	}
 	s.digestMu.Lock()
 	defer s.digestMu.Unlock()
+	if next := s.nextDigest(); at >= next {
+		s.digests = append(s.digests, digestMark{at, d})
+	}
+	s.digestNext.Store(uint64(s.nextDigest()))
+}
+
+// nextDigest returns the lowest LSN whose digest is worth remembering. digestMu is held.
+func (s *segment) nextDigest() LSN {
 	last := s.base() + HeaderSize
 	if n := len(s.digests); n > 0 {
 		last = s.digests[n-1].at
 	}
-	if at >= last+digestEvery {
-		s.digests = append(s.digests, digestMark{at, d})
-	}
+	return last + digestEvery
 }
 
 // dropDigests forgets those above at.
@@ -34,6 +43,7 @@ func (s *segment) dropDigests(at LSN) {
 	for n := len(s.digests); n > 0 && s.digests[n-1].at > at; n-- {
 		s.digests = s.digests[:n-1]
 	}
+	s.digestNext.Store(uint64(s.nextDigest()))
 }
 
 // digestNear returns the last remembered boundary at or below at.

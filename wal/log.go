@@ -50,7 +50,8 @@ type Log struct {
 	comp     *compressor           // of this appender
 	synced   int64                 // unix ms of the last append that was to be synced
 	useMap   bool                  // the file system is coherent: unsynced groups go through the map
-	flushed  LSN                   // up to here the system was asked to write back
+	mapped   mapped                // what is known of the stores through the map
+	erased   bool                  // there is no note of a clean close
 
 	syncMu sync.Mutex // one fdatasync of the tip at a time
 
@@ -282,19 +283,21 @@ func (l *Log) Promise(e Epoch) error {
 	return nil
 }
 
-// dirty erases the note of a clean close, durably, before the first change after Open.
+// dirty erases the note of a clean close, durably, before the first change after Open. mu is held.
 func (l *Log) dirty() error {
-	l.nodeMu.Lock()
-	defer l.nodeMu.Unlock()
-	if l.node.clean == noLSN {
+	if l.erased {
 		return nil
 	}
-	old := l.node.clean
-	l.node.clean = noLSN
-	if err := l.node.save(); err != nil {
-		l.node.clean = old
-		return err
+	l.nodeMu.Lock()
+	defer l.nodeMu.Unlock()
+	if old := l.node.clean; old != noLSN {
+		l.node.clean = noLSN
+		if err := l.node.save(); err != nil {
+			l.node.clean = old
+			return err
+		}
 	}
+	l.erased = true
 	return nil
 }
 
@@ -352,8 +355,13 @@ func (l *Log) syncOne() error {
 		w = l.withheld[0]
 		h = w.before
 	}
+	var off, n int64
+	if w == nil {
+		off, n = l.takeStored()
+	}
 	h.pins.Add(1)
 	l.mu.Unlock()
+	h.release(off, n)
 	err := h.file.Datasync()
 	h.unpin()
 	if err != nil {

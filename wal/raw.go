@@ -183,7 +183,7 @@ func (l *Log) writeRaw(p []byte, cur cursor, records []EpochRecord) error {
 		return l.poisonWith(fmt.Errorf("write segment %s: %w", l.tip.path, spaceError(err)))
 	}
 	l.cur = cur
-	if cur.at-l.flushed >= writeBackEvery {
+	if cur.at-l.mapped.flushed >= writeBackEvery {
 		l.keeper.kick() // it calls writeBehind
 	}
 	for i := range records {

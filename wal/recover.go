@@ -596,7 +596,7 @@ func (l *Log) settle(segs []*segment, s *scanned, last mark, stray []string) err
 		return err
 	}
 	l.tip, l.tipFile, l.alloc = seg, h, int64(end-seg.base())
-	l.flushed = end
+	l.mapped = mappedFrom(end)
 	return nil
 }
 

@@ -43,7 +43,7 @@ func (l *Log) Reset() error {
 	l.segs.Store(&segList{size: old.size})
 	l.history.Store(&[]HistoryEntry{})
 	l.tipFile.unpin()
-	l.tip, l.tipFile, l.cur, l.alloc, l.sealed, l.flushed = nil, nil, cursor{}, 0, 0, 0
+	l.tip, l.tipFile, l.cur, l.alloc, l.sealed, l.mapped = nil, nil, cursor{}, 0, 0, mapped{}
 	for _, s := range old.segs {
 		l.handles.drop(s)
 	}

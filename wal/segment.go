@@ -24,8 +24,9 @@ type segment struct {
 	h       atomic.Pointer[handle] // open file and map, or nil
 	lastUse atomic.Uint64          // tick of the last use, for eviction
 
-	digestMu sync.Mutex   // guards digests
-	digests  []digestMark // rising; not more often than digestEvery
+	digestNext atomic.Uint64 // below it noteDigest has nothing to do
+	digestMu   sync.Mutex    // guards digests, and changes of digestNext
+	digests    []digestMark  // rising; not more often than digestEvery
 }
 
 func (s *segment) base() LSN { return s.header.Base }
@@ -111,6 +112,18 @@ func (h *handle) leave(old bool, err *error) {
 	h.unpin()
 	if r != nil {
 		panic(r)
+	}
+}
+
+// leavePinned is leave for an access under a pin that outlives it.
+func (h *handle) leavePinned(old bool, err *error) {
+	debug.SetPanicOnFault(old)
+	if r := recover(); r != nil {
+		e := h.fault(r)
+		if e == nil {
+			panic(r)
+		}
+		*err = e
 	}
 }
 

@@ -181,6 +181,15 @@ type osMapping struct{ b []byte }
 
 func (m *osMapping) Bytes() []byte { return m.b }
 
+// Release does so for whole pages.
+func (m *osMapping) Release(off, n int64) {
+	page := int64(os.Getpagesize())
+	end := min(off+n, int64(len(m.b))) &^ (page - 1)
+	if off = (off + page - 1) &^ (page - 1); off < end {
+		release(m.b[off:end])
+	}
+}
+
 func (m *osMapping) Close() error {
 	if m.b == nil {
 		return nil

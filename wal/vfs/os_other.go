@@ -12,6 +12,8 @@ func fallocate(int, int64, int64) error { return errors.ErrUnsupported }
 
 func writeBack(int, int64, int64) error { return errors.ErrUnsupported }
 
+func release([]byte) {}
+
 func identity(_ string, fi fs.FileInfo) (Identity, error) {
 	st := fi.Sys().(*syscall.Stat_t)
 	return Identity{Inode: uint64(st.Ino), Birth: birth(st)}, nil

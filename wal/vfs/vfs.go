@@ -106,6 +106,11 @@ type Mapping interface {
 	// Bytes returns the mapped bytes. They must not be touched after Close.
 	Bytes() []byte
 
+	// Release says that no byte of [off, off+n) will be stored to soon: the system may drop the pages of the map, not of the
+	// file. A hint. Stored bytes stay, and the next access finds them again. A page that is in the map dirty costs each
+	// sync a message to every processor that runs the process; dropping many at once costs one for all.
+	Release(off, n int64)
+
 	// Close ends the mapping. Stores that were made through it stay in the file, and are not durable by it.
 	Close() error
 }

@@ -207,6 +207,9 @@ type mapping struct {
 // Bytes implements [vfs.Mapping].
 func (m *mapping) Bytes() []byte { return m.b }
 
+// Release implements [vfs.Mapping]: it does nothing.
+func (m *mapping) Release(int64, int64) {}
+
 // Close implements [vfs.Mapping].
 func (m *mapping) Close() error {
 	m.disk.mu.Lock()

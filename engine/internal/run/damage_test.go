@@ -31,8 +31,9 @@ type ramFile struct {
 
 type ramMap []byte
 
-func (m ramMap) Bytes() []byte { return m }
-func (ramMap) Close() error    { return nil }
+func (m ramMap) Bytes() []byte      { return m }
+func (ramMap) Release(int64, int64) {}
+func (ramMap) Close() error         { return nil }
 
 func (r ram) OpenFile(string, int, fs.FileMode) (vfs.File, error) { return ramFile{b: r.b}, nil }
 
