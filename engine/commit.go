@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type pipeline struct {
 	syncing sync.Mutex // held from before a durable group is taken until its fdatasync has ended
 
 	// Scratch of whoever leads.
+	alone   [1]*commit
 	batches []*wal.Batch
 	run     []*commit
 	waiters []*waiter
@@ -102,12 +104,12 @@ func (db *DB) commitBatch(ctx context.Context, b *Batch, l Level, decide decisio
 	c := newCommit()
 	c.own, *b = *b, c.own
 	c.batch, c.level, c.decide, c.given = &c.own, l, decide, c.own.Len()
-	pos, err := db.commit(ctx, c)
+	end, err := db.commit(ctx, c)
 	if !c.gone {
 		c.own, *b = *b, c.own
 	}
 	c.release()
-	return pos, err
+	return db.unsure(end), err
 }
 
 // Put sets key to value and waits for the commit rule, for CommitTimeout at the most.
@@ -134,23 +136,30 @@ func (db *DB) commitOwn(c *commit) error {
 	return err
 }
 
-// commit takes c through the pipeline and waits for its outcome.
-func (db *DB) commit(ctx context.Context, c *commit) (Position, error) {
+// commit takes c through the pipeline and waits for its outcome. It returns where c ends in the log; 0: not in the log, or
+// that is not known.
+func (db *DB) commit(ctx context.Context, c *commit) (wal.LSN, error) {
 	if err := ctx.Err(); err != nil {
-		return Position{}, err
+		return 0, err
 	}
 	if err := db.admit(ctx, c); err != nil {
-		return Position{}, err
+		return 0, err
 	}
 	p := &db.pipe
+	durable := db.needsDisk(c)
 	p.mu.Lock()
-	p.queue = append(p.queue, c)
-	c.queued = true
 	lead := !p.leading
 	p.leading = true
+	if !lead || durable {
+		p.queue = append(p.queue, c)
+		c.queued = true
+	}
 	p.mu.Unlock()
-	if lead {
+	switch {
+	case lead && durable:
 		db.lead()
+	case lead:
+		db.leadAlone(c)
 	}
 	if !c.park() { // most often the answer is there: no clock, no timer, no sleep
 		return db.outcome(c)
@@ -167,7 +176,7 @@ func (db *DB) deadline(c *commit) time.Time {
 }
 
 // await waits for the end of c, leading a group when it is c's turn.
-func (db *DB) await(ctx context.Context, c *commit) (Position, error) {
+func (db *DB) await(ctx context.Context, c *commit) (wal.LSN, error) {
 	var expired <-chan time.Time
 	if deadline := db.deadline(c); !deadline.IsZero() {
 		left := max(0, time.Until(deadline))
@@ -194,7 +203,7 @@ func (db *DB) await(ctx context.Context, c *commit) (Position, error) {
 }
 
 // abandon ends the caller's wait. What is still queued is taken out: it was never written.
-func (db *DB) abandon(c *commit, cause error) (Position, error) {
+func (db *DB) abandon(c *commit, cause error) (wal.LSN, error) {
 	p := &db.pipe
 	p.mu.Lock()
 	if c.queued {
@@ -211,25 +220,25 @@ func (db *DB) abandon(c *commit, cause error) (Position, error) {
 		default:
 		}
 		p.mu.Unlock()
-		return Position{}, cause
+		return 0, cause
 	}
 	p.mu.Unlock()
 	end, left := db.marks.leave(&c.waiter)
 	if !left {
 		return db.outcome(c)
 	}
-	return Position{}, &OutcomeError{Position: db.unsure(end), Cause: cause}
+	return 0, &OutcomeError{Position: db.unsure(end), Cause: cause}
 }
 
 // outcome is the answer of a commit whose wait is over.
-func (db *DB) outcome(c *commit) (Position, error) {
+func (db *DB) outcome(c *commit) (wal.LSN, error) {
 	if c.err == nil {
-		return db.position(c.end), c.refused
+		return c.end, c.refused
 	}
 	if failed := (*OutcomeError)(nil); errors.As(c.err, &failed) { // of many: each has its own place in the log
-		return Position{}, &OutcomeError{Position: db.unsure(c.end), Cause: failed.Cause}
+		return 0, &OutcomeError{Position: db.unsure(c.end), Cause: failed.Cause}
 	}
-	return Position{}, c.err
+	return 0, c.err
 }
 
 // unsure is the position of a write whose outcome is not known; none where it had not got as far as the log.
@@ -247,6 +256,18 @@ func (p *pipeline) handOn() {
 	} else {
 		p.leading = false
 	}
+}
+
+// leadAlone takes c, which found nobody leading and needs no disk, through the pipeline.
+func (db *DB) leadAlone(c *commit) {
+	p := &db.pipe
+	p.alone[0] = c
+	db.appendGroup(p.alone[:], false)
+	p.alone[0] = nil
+	p.mu.Lock()
+	p.handOn()
+	p.mu.Unlock()
+	db.flusher.kick()
 }
 
 // lead takes one group through the pipeline.
@@ -288,20 +309,17 @@ func (db *DB) lead() {
 	db.marks.synced(db.log.Durable())
 }
 
+// needsDisk reports whether c needs the disk before its answer.
+func (db *DB) needsDisk(c *commit) bool {
+	return Level(db.marks.ruleLevel.Load()).durable() || c.level.durable() || c.control != nil
+}
+
 // groupIsDurable reports whether what is queued now needs the disk before its answer.
 func (db *DB) groupIsDurable() bool {
-	if Level(db.marks.ruleLevel.Load()).durable() {
-		return true
-	}
 	p := &db.pipe
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, c := range p.queue {
-		if c.level.durable() || c.control != nil {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.queue, db.needsDisk)
 }
 
 // gather lets the writers of the last group, just woken, queue up again before the next one is
@@ -388,6 +406,11 @@ func (db *DB) appendRun(durable bool) bool {
 	for _, c := range run {
 		p.batches = append(p.batches, &c.batch.w)
 	}
+	for _, b := range p.batches {
+		for i := range min(b.Len(), prefetchOps) {
+			db.idx.Prefetch(recordKey(b.Record(i)))
+		}
+	}
 	r, err := db.log.Append(p.batches, durable)
 	if err != nil {
 		db.appendFailed(run, durable, err)
@@ -410,14 +433,28 @@ func (db *DB) appendRun(durable bool) bool {
 	return true
 }
 
+// prefetchOps is how many operations ahead the index is asked to fetch what it will need.
+const prefetchOps = 8
+
 // index enters the records of an appended batch into the index.
 func (db *DB) index(b *Batch) {
-	for i := range b.w.Len() {
-		r, _, err := DecodeRecord(b.w.Record(i))
+	n := b.w.Len()
+	for i := range n {
+		if i+prefetchOps < n {
+			db.idx.Prefetch(recordKey(b.w.Record(i + prefetchOps)))
+		}
+		rec, ref := b.w.Record(i), b.w.Ref(i)
+		if op := Op(rec[0] & opMask); op <= OpDelete {
+			key := recordKey(rec)
+			db.idx.Insert(key, uint64(ref), kindOf(op))
+			db.watches.written(key, op, ref)
+			continue
+		}
+		r, _, err := DecodeRecord(rec)
 		if err != nil {
 			panic("engine: a batch holds what it did not encode: " + err.Error())
 		}
-		db.indexRecord(r, b.w.Ref(i))
+		db.indexRecord(r, ref)
 	}
 }
 

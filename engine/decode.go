@@ -120,6 +120,9 @@ type indexOp struct {
 	control int32 // index into controls; -1: a record
 }
 
+// end is where the operation's keys end.
+func (o *indexOp) end() uint32 { return max(o.keyEnd, o.second) }
+
 type controlAt struct {
 	control wal.Control
 	end     wal.LSN
@@ -164,7 +167,10 @@ func (c *chunk) record(ref wal.Ref, r Record) error {
 // apply enters the chunk into the index and hands control records to the marks.
 func (db *DB) apply(c *chunk) {
 	at := uint32(0)
-	for _, op := range c.ops {
+	for i, op := range c.ops {
+		if n := i + prefetchOps; n < len(c.ops) {
+			db.idx.Prefetch(c.keys[c.ops[n-1].end():c.ops[n].keyEnd])
+		}
 		if op.control >= 0 {
 			ctl := c.controls[op.control]
 			db.applyControl(ctl.control, ctl.end)

@@ -73,3 +73,6 @@ func (db *DB) Relocation(keys ...string) (appendAgain func() error, err error) {
 	}
 	return func() error { return db.appendRelocated(context.Background(), group, records, ends) }, nil
 }
+
+// RecordKey is the key of an encoded record.
+func RecordKey(p []byte) []byte { return recordKey(p) }

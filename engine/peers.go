@@ -122,9 +122,9 @@ func withVoter(rule wal.Rule, named []string, v wal.Voter) (wal.Rule, bool, erro
 func (db *DB) appendRecord(r wal.Control) (Position, error) {
 	c := newCommit()
 	c.control = r
-	pos, err := db.commit(context.Background(), c)
+	end, err := db.commit(context.Background(), c)
 	c.release()
-	return pos, err
+	return db.unsure(end), err
 }
 
 // PeerAck takes over what a follower reports. Marks of one follower never fall within a connection.

@@ -177,6 +177,15 @@ func decodeHead(p []byte) (r Record, head, valueLen int, err error) {
 	return r, at, n, err
 }
 
+// recordKey returns the key of a record that this process has encoded.
+func recordKey(p []byte) []byte {
+	if Op(p[0]&opMask) == OpRelocated {
+		p = p[9:]
+	}
+	n, w := binary.Uvarint(p[1:])
+	return p[1+w : 1+w+int(n)]
+}
+
 // DecodeRecord decodes the record at the start of p and returns its length. It allocates nothing.
 func DecodeRecord(p []byte) (Record, int, error) {
 	r, head, n, err := decodeHead(p)

@@ -70,7 +70,11 @@ type overlay struct {
 	records map[string]Record
 }
 
-func (o *overlay) reset() { clear(o.records) }
+func (o *overlay) reset() {
+	if len(o.records) > 0 {
+		clear(o.records)
+	}
+}
 
 func (o *overlay) get(key []byte) (Record, bool) {
 	r, ok := o.records[string(key)]

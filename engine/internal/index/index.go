@@ -154,6 +154,9 @@ func (x *Index) install(tables []*table, runs []*openRun) {
 
 func refOf(lsn wal.LSN) uint64 { return uint64(wal.MakeRef(lsn, 0)) }
 
+// Prefetch says that key will be inserted soon. Any goroutine may call it.
+func (x *Index) Prefetch(key []byte) { x.state.Load().tables[0].Prefetch(key) }
+
 // Insert adds a version of key to the active table. Refs rise from call to call.
 func (x *Index) Insert(key []byte, ref uint64, kind memindex.Kind) {
 	x.inserted++

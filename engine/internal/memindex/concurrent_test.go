@@ -107,6 +107,7 @@ func readOneState(t *testing.T, r *rand.Rand, table *memindex.Table, p *pins, id
 		}
 		for range 100 {
 			k := randomKey(r, 4000)
+			table.Prefetch(k) // changes nothing
 			v, ok := table.Get(k, at)
 			ok = ok && v.Kind != memindex.Delete
 			i, wok := slices.BinarySearchFunc(want, string(k), func(x item, k string) int {

@@ -68,6 +68,11 @@ func (s *shard) place(v uint64) {
 func (s *shard) resize(id, n int) int {
 	old := s.slots
 	s.slots = make([]uint64, n)
+	// Fresh memory is read before it is written: without this each page would fault twice, and the second time tell every
+	// processor of the process.
+	for i := 0; i < n; i += 512 {
+		s.slots[i] = 0
+	}
 	s.shift = 32
 	for m := n; m > 1; m >>= 1 {
 		s.shift--

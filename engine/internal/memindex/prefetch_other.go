@@ -1,0 +1,7 @@
+//go:build !amd64 && !arm64
+
+package memindex
+
+const canPrefetch = false
+
+func prefetch(*uint64) {}
