@@ -24,7 +24,8 @@ const (
 // key writes the i-th key in key order.
 func key(dst []byte, i uint64) []byte {
 	dst = append(dst[:0], "key-"...)
-	s := strconv.AppendUint(nil, i, 10)
+	var digits [20]byte
+	s := strconv.AppendUint(digits[:0], i, 10)
 	for range keySize - len(dst) - len(s) {
 		dst = append(dst, '0')
 	}
@@ -108,6 +109,15 @@ func (l *bareLog) write(tb testing.TB) {
 	if err := unix.Fdatasync(int(l.f.Fd())); err != nil {
 		tb.Fatal(err)
 	}
+}
+
+// cpuTime is the processor time that this process has used, its kernel's part included.
+func cpuTime() time.Duration {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 // timed runs fn n times and returns the nanoseconds of each run on average.

@@ -3,34 +3,51 @@ package bench
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"shiplog/engine"
 )
 
-// BenchmarkWritten is one operation a commit, not synced, in key order and in random order.
+// BenchmarkWritten is one operation a commit, not synced, in key order and in random order, by one writer and by two. cpu-ns/op
+// is the processor time of all threads, the system's included: on a machine that is busy with other things it says more than the
+// time that has passed.
 func BenchmarkWritten(b *testing.B) {
-	for _, order := range []string{"sequential", "random"} {
-		b.Run("order="+order, func(b *testing.B) {
-			db := open(b, &engine.Options{Commit: engine.Written})
-			vals := newValues()
-			k := make([]byte, 0, keySize)
-			const space = 1 << 22
-			b.SetBytes(keySize + valueSize)
-			b.ReportAllocs()
-			i := uint64(0)
-			for b.Loop() {
-				n := i
-				if order == "random" {
-					n = scatter(i&(space-1), space)
+	for _, writers := range []int{1, 2} {
+		for _, order := range []string{"sequential", "random"} {
+			b.Run(fmt.Sprintf("writers=%d/order=%s", writers, order), func(b *testing.B) {
+				db := open(b, &engine.Options{Commit: engine.Written})
+				vals := newValues()
+				const space = 1 << 22
+				b.SetBytes(keySize + valueSize)
+				b.ReportAllocs()
+				var next atomic.Uint64
+				cpu := cpuTime()
+				work := func(more func() bool) {
+					k := make([]byte, 0, keySize)
+					for more() {
+						i := next.Add(1) - 1
+						n := i
+						if order == "random" {
+							n = scatter(i&(space-1), space)
+						}
+						k = key(k, n)
+						if err := db.Put(k, vals.get(i, valueSize)); err != nil {
+							b.Error(err)
+							return
+						}
+					}
 				}
-				k = key(k, n)
-				if err := db.Put(k, vals.get(i, valueSize)); err != nil {
-					b.Fatal(err)
+				if writers == 1 {
+					work(b.Loop)
+				} else {
+					defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(writers))
+					b.RunParallel(func(pb *testing.PB) { work(pb.Next) })
 				}
-				i++
-			}
-		})
+				b.ReportMetric(float64((cpuTime()-cpu).Nanoseconds())/float64(next.Load()), "cpu-ns/op")
+			})
+		}
 	}
 }
 
