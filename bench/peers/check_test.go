@@ -210,6 +210,13 @@ func TestNames(t *testing.T) {
 			t.Errorf("two metrics are called %q", rows[1].name)
 		}
 	}
+	for _, p := range peers {
+		for _, row := range p.rows {
+			if _, err := findWorkload(row); err != nil {
+				t.Errorf("%s takes part in %v", p.name, err)
+			}
+		}
+	}
 	if _, err := findPeer("none"); err == nil || !strings.Contains(err.Error(), us) {
 		t.Errorf("findPeer of an unknown engine = %v, want an error that lists them", err)
 	}

@@ -50,18 +50,21 @@ type LogStore interface {
 // peer is a competitor: a store, a log, or both.
 type peer struct {
 	name  string
+	rows  []string // the only workloads that it takes part in; empty: all
 	store func(c *Config) (Store, error)
 	log   func(c *Config) (LogStore, error)
 	// replay opens the log in a directory, calls fn with each entry in order until it returns false, and closes.
 	replay func(dir string, fn func(entry []byte) bool) error
 }
 
-// us is the name of the store that the others are compared with.
+// us is the name of the store that the others are compared with. Names that begin with it are the same one with other
+// options, not competitors.
 const us = "shiplog"
 
 // peers are all competitors; optional ones add themselves.
 var peers = []peer{
 	{name: us, store: openShiplog, log: openShiplogLog, replay: replayShiplogLog},
+	{name: "shiplog-sorted", store: openShiplogSorted, rows: []string{"read1", "scan", "seek50", "ycsbe", "overwrite", "reopen"}},
 	{name: "pebble", store: openPebble},
 	{name: "badger", store: openBadger},
 	{name: "bbolt", store: openBbolt},

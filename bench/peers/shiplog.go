@@ -9,8 +9,19 @@ import (
 
 type shiplogStore struct{ db *engine.DB }
 
+// openShiplog takes the defaults, with a cache of the common size.
 func openShiplog(c *Config) (Store, error) {
-	o := &engine.Options{Commit: engine.Written}
+	return openEngine(c, &engine.Options{})
+}
+
+// openShiplogSorted has what was written in random order written again in order while nothing else is, as the
+// compactions of a log-structured tree do.
+func openShiplogSorted(c *Config) (Store, error) {
+	return openEngine(c, &engine.Options{SortWhenIdle: true})
+}
+
+func openEngine(c *Config, o *engine.Options) (Store, error) {
+	o.Commit, o.CacheSize = engine.Written, c.Cache
 	if c.Durable {
 		o.Commit = engine.Durable
 	}

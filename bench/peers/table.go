@@ -29,8 +29,7 @@ func (r *runner) print(w io.Writer) error {
 func (r *runner) table(b *bufio.Writer, value int, logs bool) {
 	var engines []string
 	for _, p := range r.peers {
-		w := workload{logs: logs}
-		if w.applies(&p) {
+		if slices.ContainsFunc(r.workloads, func(w workload) bool { return w.logs == logs && w.applies(&p) }) {
 			engines = append(engines, p.name)
 		}
 	}
@@ -48,7 +47,11 @@ func (r *runner) table(b *bufio.Writer, value int, logs bool) {
 			samples := r.figures(value, m.name)
 			fmt.Fprintf(b, "| %s | %s |", m.name, m.unit)
 			for _, e := range engines {
-				fmt.Fprintf(b, " %s |", spreadText(spreadOf(present(samples[e])), number))
+				text := "" // takes no part
+				if p, err := findPeer(e); err == nil && w.applies(&p) {
+					text = spreadText(spreadOf(present(samples[e])), number)
+				}
+				fmt.Fprintf(b, " %s |", text)
 			}
 			best, ratio := m.bestPeer(samples)
 			if best == "" || math.IsNaN(ratio.median) {

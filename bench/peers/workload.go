@@ -58,6 +58,9 @@ func workloadNames() []string {
 
 // applies reports whether the peer takes part in the workload.
 func (w *workload) applies(p *peer) bool {
+	if len(p.rows) > 0 && !slices.Contains(p.rows, w.name) {
+		return false
+	}
 	if w.logs {
 		return p.log != nil
 	}
@@ -114,7 +117,7 @@ func (m *metric) bestPeer(samples map[string][]float64) (name string, ratio spre
 	}
 	var others []candidate
 	for name, s := range samples {
-		if sp := spreadOf(present(s)); name != us && !math.IsNaN(sp.median) {
+		if sp := spreadOf(present(s)); !strings.HasPrefix(name, us) && !math.IsNaN(sp.median) {
 			others = append(others, candidate{name, sp.median})
 		}
 	}

@@ -46,10 +46,11 @@ func TestAdvantage(t *testing.T) {
 func TestBestPeer(t *testing.T) {
 	nan := math.NaN()
 	samples := map[string][]float64{
-		us:      {10, 20, 30},
-		"fast":  {5, 20, 10}, // median 10; ratios 2, 1, 3
-		"slow":  {1, 1, 99},
-		"ended": {nan, nan, nan},
+		us:             {10, 20, 30},
+		us + "-sorted": {100, 200, 300},
+		"fast":         {5, 20, 10}, // median 10; ratios 2, 1, 3
+		"slow":         {1, 1, 99},
+		"ended":        {nan, nan, nan},
 	}
 	name, ratio := (&metric{}).bestPeer(samples)
 	if want := (spread{2, 1, 3}); name != "fast" || ratio != want {
