@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"flag"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -251,3 +252,35 @@ func BenchmarkOpen(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkTouch loads one byte after the other from places of the run that hang on the last byte: what a miss of the
+// processor's caches costs here and now, in which the others are to be counted.
+func BenchmarkTouch(b *testing.B) {
+	eachLoad(b, func(b *testing.B, br *benchRun) {
+		f, err := vfs.OS.OpenFile(br.r.Path(), os.O_RDONLY, 0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer f.Close()
+		m, err := f.Map(br.r.Info().Size, false)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer m.Close()
+		data := m.Bytes()
+		for i := 0; i < len(data); i += 4096 {
+			benchSink += data[i]
+		}
+		start := cpuTime()
+		b.ResetTimer()
+		x := uint64(1)
+		for b.Loop() {
+			at, _ := bits.Mul64(x, uint64(len(data)))
+			benchSink += data[at]
+			x = x*6364136223846793005 + 1442695040888963407 + uint64(data[at])
+		}
+		b.ReportMetric(float64(cpuTime()-start)/float64(b.N), "cpu-ns/op")
+	})
+}
+
+var benchSink byte

@@ -10,9 +10,9 @@ import (
 //	+------+------+--------+-------+---------+--------+-----------+----------+---------+-------+----------+
 //	| type | zero | groups | pages | entries | common | heads     | offsets  | entries | zeros | checksum |
 //	+------+------+--------+-------+---------+--------+-----------+----------+---------+-------+----------+
-//	                                                    4 each      2 each                        8
+//	                                                    2 each      2 each                        8
 //
-// common is how many bytes all keys of the block share. The head of a group is 4 bytes, as a number that orders as
+// common is how many bytes all keys of the block share. The head of a group is 2 bytes, as a number that orders as
 // they do, of its first key behind the common ones, padded with zeros; its offset is where its first entry begins.
 // One offset more, of the end of the last group, follows; it is 0 where 2 bytes cannot hold it: the checksum is the end.
 // The first entry of the block has its key in full.
@@ -37,11 +37,11 @@ func (w *blockBuilder) reset() {
 
 // add adds an entry whose key shares so many bytes with the one before it, and reports whether it fitted.
 func (w *blockBuilder) add(key []byte, shared int, v memindex.Version) bool {
-	head := blockHeader + 6*len(w.offsets) + 2
+	head := blockHeader + 4*len(w.offsets) + 2
 	before := w.last
 	start := w.n%groupSize == 0
 	if start {
-		head += 6
+		head += 4
 		before = entry{ref: w.base}
 		if w.n > 0 {
 			if w.capacity > pageSize {
@@ -86,11 +86,11 @@ func (w *blockBuilder) finish(b, last []byte) {
 	le.PutUint32(b[4:], uint32(len(b)/pageSize))
 	le.PutUint32(b[8:], uint32(w.n))
 	le.PutUint32(b[12:], uint32(common))
-	heads, offsets := b[blockHeader:], b[blockHeader+4*groups:]
-	entries := blockHeader + 6*groups + 2
+	heads, offsets := b[blockHeader:], b[blockHeader+2*groups:]
+	entries := blockHeader + 4*groups + 2
 	from := 0
 	for i, off := range w.offsets {
-		le.PutUint32(heads[4*i:], head4(w.starts[from+common:w.ends[i]]))
+		le.PutUint16(heads[2*i:], head2(w.starts[from+common:w.ends[i]]))
 		le.PutUint16(offsets[2*i:], uint16(entries+int(off)))
 		from = w.ends[i]
 	}
@@ -119,14 +119,15 @@ func (d *dataBlock) parse(b []byte) bool {
 	if len(b) < pageSize || b[0] != typeData {
 		return false
 	}
-	groups, n := int(le.Uint16(b[2:])), int(le.Uint32(b[8:]))
-	entries := blockHeader + 6*groups + 2
-	if groups == 0 || n > groups*groupSize || n <= (groups-1)*groupSize || entries > pageSize-checksumSize {
+	groups, n, common := int(le.Uint16(b[2:])), le.Uint32(b[8:]), le.Uint32(b[12:])
+	entries := blockHeader + 4*groups + 2
+	if groups == 0 || n > uint32(groups*groupSize) || n <= uint32((groups-1)*groupSize) || common > memindex.MaxKeyLen ||
+		entries > pageSize-checksumSize {
 		return false
 	}
-	d.b, d.groups, d.n, d.common = b, groups, n, int(le.Uint32(b[12:]))
-	d.heads = b[blockHeader : blockHeader+4*groups]
-	d.offsets = b[blockHeader+4*groups : entries]
+	d.b, d.groups, d.n, d.common = b, groups, int(n), int(common)
+	d.heads = b[blockHeader : blockHeader+2*groups]
+	d.offsets = b[blockHeader+2*groups : entries]
 	return d.offset(0) == uint32(entries)
 }
 
@@ -140,7 +141,7 @@ func (d *dataBlock) readFirst() bool {
 	return true
 }
 
-func (d *dataBlock) head(g int) uint32 { return le.Uint32(d.heads[4*g:]) }
+func (d *dataBlock) head(g int) uint16 { return le.Uint16(d.heads[2*g:]) }
 
 func (d *dataBlock) offset(g int) uint32 { return uint32(le.Uint16(d.offsets[2*g:])) }
 
@@ -165,12 +166,12 @@ func (d *dataBlock) find(key []byte, ref, base uint64) (g, known int, ok bool) {
 	if known < d.common { // above all of them
 		return d.groups - 1, known, true
 	}
-	h := head4(key[d.common:])
+	h := head2(key[d.common:])
 	heads := d.heads
 	for n := d.groups; n > 1; { // heads[g] < h, or g is 0
 		half := n / 2
 		next := g + half
-		if le.Uint32(heads[4*next:]) < h {
+		if le.Uint16(heads[2*next:]) < h {
 			g = next
 		}
 		n -= half

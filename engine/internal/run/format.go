@@ -221,12 +221,12 @@ func head8(b []byte) uint64 {
 	return x
 }
 
-// head4 is head8 of 4 bytes.
-func head4(b []byte) uint32 {
-	if len(b) >= 4 {
-		return binary.BigEndian.Uint32(b)
+// head2 is head8 of 2 bytes.
+func head2(b []byte) uint16 {
+	if len(b) >= 2 {
+		return binary.BigEndian.Uint16(b)
 	}
-	return uint32(head8(b) >> 32)
+	return uint16(head8(b) >> 48)
 }
 
 func appendUvarint(b []byte, n int) []byte { return binary.AppendUvarint(b, uint64(n)) }

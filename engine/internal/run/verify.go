@@ -155,7 +155,7 @@ func (v *verifier) group(d *dataBlock, page uint32, g int) error {
 			return v.r.corrupt(page, "entry")
 		}
 		key = append(key[:e.shared], d.b[e.at:e.at+e.rest()]...)
-		if i == 0 && (len(key) < d.common || d.head(g) != head4(key[d.common:])) {
+		if i == 0 && (len(key) < d.common || d.head(g) != head2(key[d.common:])) {
 			return v.r.corrupt(page, "head")
 		}
 		if err := v.entry(page, key, memindex.Version{Ref: e.ref, Kind: e.kind}); err != nil {

