@@ -1,5 +1,7 @@
 package run
 
+import "shiplog/engine/internal/memindex"
+
 // Reseal puts right checksums on the blocks of a run whose bytes were changed. The blocks are those of the run as it
 // was before, by the first page and the number of pages of each.
 func Reseal(b []byte, blocks map[uint32]uint32) {
@@ -12,6 +14,30 @@ func Reseal(b []byte, blocks map[uint32]uint32) {
 			seal(block, id, page)
 		}
 	}
+}
+
+// Footer returns where the sections of a sound run begin, in bytes.
+func Footer(b []byte) (data, root, bounds, filter, foot int) {
+	var h header
+	h.decode(b[:pageSize])
+	var f footer
+	f.decode(b[len(b)-pageSize:], h.id, uint32(len(b)/pageSize))
+	return int(f.data.page) * pageSize, int(f.root.page) * pageSize, int(f.bounds.page) * pageSize,
+		int(f.filter().page) * pageSize, len(b) - pageSize
+}
+
+// EncodeEntries returns the bytes of the entries of a group.
+func EncodeEntries(base uint64, keys []string, versions []memindex.Version) []byte {
+	var b []byte
+	e := entry{ref: base}
+	for i, key := range keys {
+		shared := 0
+		if i > 0 {
+			shared = commonPrefix([]byte(keys[i-1]), []byte(key))
+		}
+		b = appendEntry(b, &e, shared, []byte(key), versions[i], base)
+	}
+	return b
 }
 
 // Blocks returns the blocks of a sound run, by the first page and the number of pages of each.
