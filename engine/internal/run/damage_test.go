@@ -349,10 +349,44 @@ func TestFaultsOfTheMap(t *testing.T) {
 	}
 }
 
-// TestPanicsPass: what is not a fault of the map is not taken for one.
+// faultAt is what the runtime panics with at a fault.
+type faultAt uintptr
+
+func (faultAt) Error() string   { return "fault" }
+func (f faultAt) Addr() uintptr { return uintptr(f) }
+
+// TestPanicsPass: what is not a fault inside the map is not taken for one.
 func TestPanicsPass(t *testing.T) {
 	b, _, _ := small(t)
 	r := open(t, ram{b: b}, runPath)
+	for _, c := range []struct {
+		name string
+		x    any
+		ours bool
+	}{
+		{"first byte", faultAt(r.Start()), true},
+		{"last byte", faultAt(r.Start() + uintptr(len(b)) - 1), true},
+		{"before", faultAt(r.Start() - 1), false},
+		{"behind", faultAt(r.Start() + uintptr(len(b))), false},
+		{"an error without address", errors.New("some"), false},
+		{"no error", 7, false},
+	} {
+		passed := true
+		err := func() error {
+			defer func() {
+				if x := recover(); x != nil && x != c.x {
+					t.Errorf("%s: panics with %v", c.name, x)
+				}
+			}()
+			err := r.Fault(c.x)
+			passed = false
+			return err
+		}()
+		if passed == c.ours || c.ours && !errors.Is(err, wal.ErrIO) {
+			t.Errorf("%s: panic %v, error %v", c.name, passed, err)
+		}
+	}
+
 	it := r.NewIter()
 	it.Init(nil)
 	defer func() {
@@ -361,4 +395,16 @@ func TestPanicsPass(t *testing.T) {
 		}
 	}()
 	it.First()
+}
+
+// TestKeyGrowsBackwards: a step back to a longer key keeps what the two share, also where the buffer is replaced.
+func TestKeyGrowsBackwards(t *testing.T) {
+	disk := waltest.NewDisk()
+	pairs := []pair{{key: "common-" + strings.Repeat("a", 500)}, {key: "common-b"}}
+	write(t, disk, runPath, pairs, nil, run.WriterOptions{})
+	it := open(t, disk, runPath).NewIter()
+	it.Last()
+	checkAt(t, it, pairs, 1, "last")
+	it.Prev()
+	checkAt(t, it, pairs, 0, "back")
 }

@@ -1,6 +1,10 @@
 package run
 
-import "shiplog/engine/internal/memindex"
+import (
+	"unsafe"
+
+	"shiplog/engine/internal/memindex"
+)
 
 // Reseal puts right checksums on the blocks of a run whose bytes were changed. The blocks are those of the run as it
 // was before, by the first page and the number of pages of each.
@@ -58,3 +62,12 @@ func Blocks(b []byte) map[uint32]uint32 {
 	}
 	return blocks
 }
+
+// Fault does what is done with a panic under the guard of the map: an error for a fault inside it, else the panic.
+func (r *Run) Fault(x any) (err error) {
+	r.fault(x, &err)
+	return err
+}
+
+// Start returns the address of the map.
+func (r *Run) Start() uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(r.data))) }

@@ -166,11 +166,8 @@ func (x *indexBlock) find(key []byte) int {
 		}
 		n -= half
 	}
-	switch {
-	case i+1 < x.n && x.head(i+1) == h:
+	if i+1 < x.n && x.head(i+1) == h {
 		i = x.among(i+1, h, key) - 1
-	case i == 0 && x.head(0) == h:
-		i = max(x.among(0, h, key)-1, 0)
 	}
 	return i
 }

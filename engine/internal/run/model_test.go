@@ -260,6 +260,9 @@ var shapes = []struct {
 		b[rng.IntN(len(b))] = byte(rng.Uint32())
 		return string(b)
 	}},
+	{"long and alike", 300, func(rng *rand.Rand) string {
+		return strings.Repeat("x", memindex.MaxKeyLen-4) + fmt.Sprint(rng.IntN(1000))
+	}},
 	{"mixed", 3_000, func(rng *rand.Rand) string {
 		b := make([]byte, 1<<rng.IntN(12))
 		for i := range b {
