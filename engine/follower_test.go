@@ -46,8 +46,10 @@ func TestCutLog(t *testing.T) {
 	if err := f.FollowMark(fork, 0); err != nil {
 		t.Fatal(err)
 	}
+	wantGet(t, f.Get, "changed", "old")
+	wantMissing(t, f.Get, "cut")
 	if err := f.CutLog(fork - 8); err == nil {
-		t.Error("cut below the committed mark")
+		t.Error("cut in the middle of a frame")
 	}
 	if err := f.CutLog(fork); err != nil {
 		t.Fatal(err)
@@ -155,4 +157,32 @@ func TestLogTimeNeverFalls(t *testing.T) {
 		t.Errorf("log time fell from %d to %d", before, f.LogTime())
 	}
 	wantMissing(t, f.Get, "k")
+}
+
+// TestCutLogKeepsWhatWasConfirmed: what is committed under a rule that asked followers is not cut, and nothing has changed.
+func TestCutLogKeepsWhatWasConfirmed(t *testing.T) {
+	leader := open(t, t.TempDir(), &engine.Options{Commit: engine.Replicated(1)})
+	p := join(t, leader, "p")
+	p.confirm()
+	ends := []wal.LSN{}
+	for _, k := range []string{"a", "b"} {
+		done := write(t, leader, k, "1")
+		p.confirm()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, leader.Log().Head())
+	}
+	f := open(t, t.TempDir(), &engine.Options{Follower: true})
+	feed(t, leader, f, ends[1])
+	if err := f.FollowMark(ends[1], 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.CutLog(ends[0]); err == nil {
+		t.Error("cut below the committed mark")
+	}
+	if f.Log().Head() != ends[1] || f.Visible() != ends[1] {
+		t.Errorf("head %v, visible %v; want %v", f.Log().Head(), f.Visible(), ends[1])
+	}
+	wantGet(t, f.Get, "b", "1")
 }

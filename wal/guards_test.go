@@ -136,6 +136,40 @@ func TestCrashWhileTrimming(t *testing.T) {
 	}
 }
 
+// TestCrashWhileCutting cuts back over several segments and loses power in each call: the log is whole, or cut to the end.
+func TestCrashWhileCutting(t *testing.T) {
+	for k := 0; ; k++ {
+		d := waltest.NewDisk()
+		w := newWorld(d, dbDir)
+		steps(t, w.open, w.create, func() error { return w.append(true, []int{100}) })
+		keep := len(w.items)
+		for range 5 {
+			steps(t, func() error { return w.append(true, repeat(40, 3000)...) })
+		}
+		steps(t, w.close, w.open) // the mark says that all is durable
+		all := len(w.items)
+		d.Inject(waltest.Fault{Skip: k, Crash: true})
+		err := w.truncate(keep)
+		crashed := d.Crashed()
+		_ = w.log.Close()
+		for seed := range uint64(4) {
+			w.opts.FS = d.Crash(seed)
+			steps(t, w.open)
+			got, err := contents(w.log)
+			if n := len(got); err != nil || n != keep && n != all {
+				t.Fatalf("call %d, survivors %d: %d items, %v; want %d or %d", k, seed, n, err, keep, all)
+			}
+			steps(t, w.log.Close)
+		}
+		if !crashed {
+			if err != nil || k < 10 {
+				t.Fatalf("%d calls, %v", k, err)
+			}
+			return
+		}
+	}
+}
+
 // copyRaw offers the first n bytes of a log to an empty one, and says how far that was taken.
 func copyRaw(t *testing.T, to *wal.Log, p []byte) (wal.LSN, error) {
 	t.Helper()
