@@ -24,6 +24,7 @@ type pipeline struct {
 	last    int // size of the last synced group: how many may be about to come again
 
 	syncing sync.Mutex // held from before a durable group is taken until its fdatasync has ended
+	pause   pause      // guarded by syncing
 
 	// Scratch of whoever leads.
 	alone   [1]*commit
@@ -276,6 +277,7 @@ func (db *DB) lead() {
 	durable := db.groupIsDurable()
 	if durable {
 		p.syncing.Lock()
+		db.awaitVoters()
 		p.gather()
 	}
 	p.mu.Lock()
@@ -300,7 +302,9 @@ func (db *DB) lead() {
 		return
 	}
 	p.last = n // guarded by syncing
+	began := db.syncBegins()
 	_, err := db.log.Sync()
+	db.syncEnded(began)
 	p.syncing.Unlock()
 	if err != nil {
 		db.poisoned(err)

@@ -80,6 +80,8 @@ func (q *queue[T]) push(v T) {
 
 func (q *queue[T]) empty() bool { return q.head == len(q.items) }
 
+func (q *queue[T]) size() int { return len(q.items) - q.head }
+
 func (q *queue[T]) front() T { return q.items[q.head] }
 
 func (q *queue[T]) pop() {

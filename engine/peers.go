@@ -203,6 +203,11 @@ func (db *DB) AwaitsSync() bool {
 	return Level(m.ruleLevel.Load()).kind() >= levelReplicated || len(m.late) > 0
 }
 
+// AwaitsReceipt reports whether anybody may wait for what followers have received, and not for their disks.
+func (db *DB) AwaitsReceipt() bool {
+	return Level(db.marks.ruleLevel.Load()).kind() < levelReplicated
+}
+
 // admit holds a write back while its rule cannot be met or too much is unconfirmed. Nothing has
 // been written when it returns an error.
 func (db *DB) admit(ctx context.Context, c *commit) error {

@@ -233,6 +233,25 @@ func (c *conn) next() (Header, Message, error) {
 	return h, m, err
 }
 
+// dataWaits reports whether a Data message with a flag has come whole already, with nothing but marks before it.
+func (c *conn) dataWaits(flag uint8) bool {
+	p, _ := c.br.Peek(c.br.Buffered()) // what is buffered can be had
+	for len(p) >= HeaderSize {
+		h, err := DecodeHeader(p)
+		size := HeaderSize + int(h.Length)
+		switch {
+		case err != nil || len(p) < size:
+			return false
+		case h.Type == TypeData:
+			return h.Flags&flag != 0
+		case h.Type != TypeMark:
+			return false
+		}
+		p = p[size:]
+	}
+	return false
+}
+
 // readData reads up to len(p) bytes of a Data message's body.
 func (c *conn) readData(p []byte) (int, error) {
 	n, err := c.br.Read(p)

@@ -409,6 +409,12 @@ func (l *Leader) Renew() {
 	}
 }
 
+// awaitsReceipt reports whether voters are to acknowledge what they have received before they sync it.
+func (l *Leader) awaitsReceipt() bool {
+	h, ok := l.node.(SyncHinter)
+	return !ok || h.AwaitsReceipt()
+}
+
 // Shutdown stops accepting, gives each follower until ctx ends to receive what it is due, tells it that this side
 // is shutting down, and waits for all goroutines. It returns ctx's error when it had to cut someone off. It may be
 // called again.

@@ -166,13 +166,15 @@ const (
 	DataHead = 1
 	// DataSync asks the follower to sync at once and to acknowledge: someone is waiting.
 	DataSync = 2
+	// DataReceipt asks the follower to acknowledge what it has received before it syncs.
+	DataReceipt = 4
 	// MarkDigest says that the Mark carries a digest.
 	MarkDigest = 1
 )
 
 // flagMask and bodyLimits hold, by type, the flags that exist and the length of the body.
 var (
-	flagMask   = [...]uint8{TypeData: DataHead | DataSync, TypeMark: MarkDigest, TypeAck: 0}
+	flagMask   = [...]uint8{TypeData: DataHead | DataSync | DataReceipt, TypeMark: MarkDigest, TypeAck: 0}
 	bodyLimits = [...]struct{ min, max uint32 }{
 		TypeJoin:    {joinFixed, joinFixed + 2*MaxName + MaxHistory*entrySize},
 		TypeWelcome: {welcomeFixed, maxBody},

@@ -76,4 +76,7 @@ type VoterLister interface {
 // that is no SyncHinter always waits.
 type SyncHinter interface {
 	AwaitsSync() bool
+	// AwaitsReceipt says whether anybody may wait for what followers have received, sooner than for their disks. While it
+	// says no, voters that sync at once acknowledge once, after that.
+	AwaitsReceipt() bool
 }

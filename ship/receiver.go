@@ -191,12 +191,17 @@ func (r *receiver) data(h Header) error {
 	if err := r.settle(); err != nil {
 		return err
 	}
-	if err := r.ack(false); err != nil {
-		return err
+	if !hurry || h.Flags&DataReceipt != 0 {
+		if err := r.ack(false); err != nil {
+			return err
+		}
 	}
-	if !hurry {
+	switch {
+	case !hurry:
 		signal(r.syncSoon)
 		return nil
+	case r.c.dataWaits(DataSync):
+		return nil // one sync for both
 	}
 	// The hand-off to another goroutine would cost more than the rest of the way.
 	if err := r.sync(); err != nil {

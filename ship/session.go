@@ -320,6 +320,9 @@ func (s *session) header(from wal.LSN, n int, limit wal.LSN) Header {
 		if !s.voter.Load() && s.eager.Load() || s.voter.Load() && s.l.awaitsSync() {
 			h.Flags |= DataSync
 		}
+		if s.voter.Load() && s.l.awaitsReceipt() {
+			h.Flags |= DataReceipt
+		}
 	}
 	return h
 }
