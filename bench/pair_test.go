@@ -1,0 +1,174 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+
+	"shiplog/engine"
+	"shiplog/ship"
+	"shiplog/wal"
+)
+
+// Nodes of a pair run in processes of their own, as they do in earnest: two nodes in one process would share Go's
+// scheduler, which lets as many goroutines run as there are processors, and counts those inside system calls.
+
+// childEnv makes this program one node instead of a test: what it is to do, and arguments.
+const childEnv = "SHIPLOG_BENCH_CHILD"
+
+func TestMain(m *testing.M) {
+	if do := strings.Fields(os.Getenv(childEnv)); len(do) > 0 {
+		if err := childMain(do); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", do[0]+":", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// childMain runs a node until standard input ends.
+func childMain(do []string) error {
+	switch do[0] {
+	case "leader":
+		return childLeader(do[1], do[2], do[3], do[4])
+	case "follower":
+		return childFollower(do[1], do[2])
+	}
+	return errors.New("unknown")
+}
+
+// child starts this program again as a node and returns the first line that it prints. It ends with the test.
+func child(tb testing.TB, do ...string) []string {
+	tb.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join(do, " "))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
+			tb.Error(do[0], err)
+		}
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		tb.Fatal(do[0], err)
+	}
+	return strings.Fields(line)
+}
+
+// childLeader fills a log, ships it, and sends it as it is to whoever connects to a second address. size is how many bytes
+// of log it makes, of values of so many bytes, packed or not. It prints both addresses, the log's end and the number of records.
+func childLeader(dir, size, value, packed string) error {
+	wanted, err := strconv.ParseUint(size, 10, 64)
+	if err != nil {
+		return err
+	}
+	valueSize, err := strconv.Atoi(value)
+	if err != nil {
+		return err
+	}
+	o := &engine.Options{Commit: engine.Written, Compression: engine.NoCompression}
+	if packed == "packed" {
+		o.Compression = engine.S2
+	}
+	db, err := engine.Open(dir, o)
+	if err != nil {
+		return err
+	}
+	vals, batch, records := newValues(), db.NewBatch(), uint64(0)
+	for uint64(db.Log().Head()) < wanted {
+		batch.Reset()
+		for range 100 {
+			batch.Put(key(nil, scatter(records, 1<<24)), vals.get(records, valueSize))
+			records++
+		}
+		if _, err := db.Commit(context.Background(), batch, engine.Default); err != nil {
+			return err
+		}
+	}
+	batch.Reset()
+	batch.Put([]byte("end"), nil)
+	if _, err := db.Commit(context.Background(), batch, engine.Durable); err != nil {
+		return err
+	}
+	leader, err := ship.NewLeader(db, nil)
+	if err != nil {
+		return err
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	bare, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	served := make(chan error, 1)
+	go func() { served <- leader.Serve(ln) }()  // ended by Shutdown
+	go sendBare(bare, db.Log(), db.Committed()) // ends with the process
+	fmt.Println(ln.Addr(), bare.Addr(), uint64(db.Committed()), records+1)
+	_, err = io.Copy(io.Discard, os.Stdin)
+	err = errors.Join(err, leader.Shutdown(context.Background()))
+	if e := <-served; !errors.Is(e, ship.ErrLeaderClosed) {
+		err = errors.Join(err, e)
+	}
+	return errors.Join(err, db.Close())
+}
+
+func sendBare(ln net.Listener, log *wal.Log, end wal.LSN) {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		if _, err := log.SendTo(c, 0, end); err != nil {
+			fmt.Fprintln(os.Stderr, "send:", err)
+		}
+		_ = c.Close()
+	}
+}
+
+// childFollower follows the node at addr.
+func childFollower(dir, addr string) error {
+	db, err := engine.Open(dir, &engine.Options{Follower: true})
+	if err != nil {
+		return err
+	}
+	f, err := ship.NewFollower(db, &ship.FollowerOptions{Upstream: addr, Name: "f"})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f.Run(ctx) }() // ended by cancel
+	fmt.Println("following")
+	_, err = io.Copy(io.Discard, os.Stdin)
+	cancel()
+	if e := <-done; !errors.Is(e, context.Canceled) {
+		err = errors.Join(err, e)
+	}
+	return errors.Join(err, db.Close())
+}

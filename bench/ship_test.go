@@ -1,0 +1,233 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"shiplog/engine"
+	"shiplog/ship"
+	"shiplog/wal"
+)
+
+// source is a leader in a process of its own.
+type source struct {
+	addr, bare string // it ships; it sends the bytes of its log
+	end        wal.LSN
+	records    float64
+}
+
+// startSource starts a leader with a log of about size bytes.
+func startSource(b *testing.B, size int64, valueSize int, packed string) source {
+	b.Helper()
+	said := child(b, "leader", b.TempDir(), strconv.FormatInt(size, 10), strconv.Itoa(valueSize), packed)
+	if len(said) != 4 {
+		b.Fatal(said)
+	}
+	end, err := strconv.ParseUint(said[2], 10, 64)
+	if err != nil {
+		b.Fatal(err)
+	}
+	records, err := strconv.ParseFloat(said[3], 64)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return source{said[0], said[1], wal.LSN(end), records}
+}
+
+// receiveBare takes the bytes of the source's log over a bare connection and drops them.
+func (s source) receiveBare(b *testing.B) {
+	c, err := net.Dial("tcp", s.bare)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = c.Close() }() // only read from
+	buf := make([]byte, 256<<10)
+	total := 0
+	for err == nil {
+		var n int
+		n, err = c.Read(buf)
+		total += n
+	}
+	if err != io.EOF || total != int(s.end) {
+		b.Fatalf("%d bytes of %v: %v", total, s.end, err)
+	}
+}
+
+// bareFile writes size bytes into a new file whose blocks are allocated, and syncs it.
+func bareFile(b *testing.B, dir string, size int64) {
+	f, err := os.Create(filepath.Join(dir, "bare"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = f.Close() }() // it was synced
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
+		b.Fatal(err)
+	}
+	piece := make([]byte, 512<<10)
+	for i := range piece {
+		piece[i] = byte(i * 31)
+	}
+	for at := int64(0); at < size; at += int64(len(piece)) {
+		if _, err := f.WriteAt(piece[:min(int64(len(piece)), size-at)], at); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := unix.Fdatasync(int(f.Fd())); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// logNode is a follower that keeps the log and applies nothing.
+type logNode struct{ log *wal.Log }
+
+func (n logNode) Log() *wal.Log      { return n.log }
+func (n logNode) Committed() wal.LSN { return n.log.Committed() }
+func (n logNode) Applied() wal.LSN   { return n.log.BatchEnd() }
+func (n logNode) Visible() wal.LSN   { return min(n.log.BatchEnd(), n.log.Committed()) }
+
+func (n logNode) Subscribe(ch chan<- struct{}) (cancel func()) { return n.log.Notify(ch) }
+func (n logNode) Fence(e wal.Epoch) error                      { return n.log.Promise(e) }
+
+func (n logNode) FollowMark(committed wal.LSN, _ int64) error {
+	n.log.SetCommitted(committed)
+	return nil
+}
+
+// catchUp is how long, in seconds, a follower took for all of the source's log.
+type catchUp struct{ received, durable, applied, replay float64 }
+
+// follow feeds a new follower in dir, an engine or a log alone, until it has everything.
+func (s source) follow(b *testing.B, dir string, apply bool) (c catchUp) {
+	var node ship.FollowerNode
+	var closeNode func() error
+	if apply {
+		db, err := engine.Open(dir, &engine.Options{Follower: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		node, closeNode = db, db.Close
+	} else {
+		log, err := wal.Open(dir, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		node, closeNode = logNode{log}, log.Close
+	}
+	f, err := ship.NewFollower(node, &ship.FollowerOptions{Upstream: s.addr, Observer: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	began := time.Now()
+	go func() { done <- f.Run(ctx) }() // ended by cancel
+	reaches := func(mark func() wal.LSN) float64 {
+		for mark() < s.end {
+			if time.Since(began) > 5*time.Minute {
+				b.Fatalf("stands at %v of %v", mark(), s.end)
+			}
+			time.Sleep(200 * time.Microsecond)
+		}
+		return time.Since(began).Seconds()
+	}
+	c.received = reaches(node.Log().Head)
+	c.durable = reaches(node.Log().Durable)
+	c.applied = reaches(node.Applied)
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		b.Fatal(err)
+	}
+	if err := closeNode(); err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+// rates collects figures of rounds and reports their medians.
+type rates map[string][]float64
+
+func (r rates) add(name string, v float64) { r[name] = append(r[name], v) }
+
+func (r rates) report(b *testing.B) {
+	for name, v := range r {
+		b.ReportMetric(quantile(v, 0.5), name)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+func shipSize(b *testing.B) int64 {
+	b.Helper()
+	if testing.Short() {
+		return 4 << 20
+	}
+	return 512 << 20
+}
+
+// BenchmarkShip ships a log that is in the page cache of a leader in another process to a new follower over loopback. In each
+// round, before it, the same bytes come by sendfile over a bare connection, and as many are written to a file and synced.
+func BenchmarkShip(b *testing.B) {
+	s := startSource(b, shipSize(b), 1000, "plain")
+	mb := float64(s.end) / 1e6
+	for _, kind := range []string{"log", "db"} {
+		b.Run("follower="+kind, func(b *testing.B) {
+			r := rates{}
+			for b.Loop() {
+				dir := b.TempDir()
+				unix.Sync() // what an earlier round has left to write
+				disk := timed(1, func() { bareFile(b, dir, int64(s.end)) }) / 1e9
+				if err := os.Remove(filepath.Join(dir, "bare")); err != nil {
+					b.Fatal(err)
+				}
+				unix.Sync()
+				bare := timed(1, func() { s.receiveBare(b) }) / 1e9
+				c := s.follow(b, dir, kind == "db")
+				if err := os.RemoveAll(dir); err != nil { // so that the next round finds pages that the machine has used before
+					b.Fatal(err)
+				}
+				r.add("sendfile-MB/s", mb/bare)
+				r.add("disk-MB/s", mb/disk)
+				r.add("received-MB/s", mb/c.received)
+				r.add("durable-MB/s", mb/c.durable)
+				r.add("received-of-sendfile", bare/c.received)
+				r.add("durable-of-slower", max(bare, disk)/c.durable)
+			}
+			r.report(b)
+		})
+	}
+}
+
+// BenchmarkApply ships a log of records of 100 B in packed frames to a new follower, and opens that follower again: how fast
+// records are applied as they come, beside how fast they are replayed from the disk.
+func BenchmarkApply(b *testing.B) {
+	s := startSource(b, shipSize(b)/8, valueSize, "packed")
+	r := rates{}
+	for b.Loop() {
+		dir := b.TempDir()
+		unix.Sync()
+		c := s.follow(b, dir, true)
+		// The index that the follower has written out would spare the replay.
+		if err := os.RemoveAll(filepath.Join(dir, "index")); err != nil {
+			b.Fatal(err)
+		}
+		replay := timed(1, func() {
+			db, err := engine.Open(dir, &engine.Options{Follower: true})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { _ = db.Close() }) // nothing was written
+		}) / 1e9
+		r.add("applied-records/s", s.records/c.applied)
+		r.add("replayed-records/s", s.records/replay)
+		r.add("applied-of-replay", replay/c.applied)
+	}
+	r.report(b)
+}
