@@ -98,6 +98,9 @@ func openMark(fsys vfs.FS, dir string, last mark) (*markFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open mark file: %w", spaceError(err))
 	}
+	if err := f.DropCache(0); err != nil { // a sync of it may have failed before: see vfs.File
+		return nil, errors.Join(fmt.Errorf("open mark file: %w", err), f.Close())
+	}
 	if size, err := f.Size(); err != nil || size < markSpacing+markSize {
 		if err == nil {
 			err = f.Allocate(0, 2*markSpacing)
@@ -122,7 +125,7 @@ func (f *markFile) write(m mark) error {
 		return fmt.Errorf("write mark: %w", err)
 	}
 	if err := f.f.Datasync(); err != nil {
-		return fmt.Errorf("sync mark: %w", err)
+		return errors.Join(fmt.Errorf("sync mark: %w", err), f.f.DropCache(0)) // the next one must get to the disk: see vfs.File
 	}
 	f.last = m
 	return nil

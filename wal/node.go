@@ -117,8 +117,9 @@ func (n *node) spare(temp string) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	size, err := f.Size()
-	if err == nil && size > nodeSize {
+	err = f.DropCache(0) // a sync of it may have failed: see vfs.File
+	size, e := f.Size()
+	if err = errors.Join(err, e); err == nil && size > nodeSize {
 		err = f.Truncate(nodeSize)
 	}
 	if err == nil && size != nodeSize {

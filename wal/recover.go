@@ -611,7 +611,8 @@ func (l *Log) rebase(end LSN) error {
 }
 
 // makeDurable erases what is behind the end, and writes again what may be in the page cache alone: after a failed sync
-// the system counts such pages as clean.
+// the system counts such pages as clean. They are dropped first, because ext4 takes their blocks for written too, and would
+// not mark them so when the same pages are written again: see [vfs.File].
 func (l *Log) makeDurable(seg *segment, s *scanned, last mark, erase bool) error {
 	if l.report.Clean {
 		return nil
@@ -629,6 +630,10 @@ func (l *Log) makeDurable(seg *segment, s *scanned, last mark, erase bool) error
 	}
 	from := max(int64(last.durable)-int64(seg.base()), 0)
 	if from < off {
+		_ = f.Sync() // dirty pages cannot be dropped; what a failure here leaves out is written below
+		if err := f.DropCache(from); err != nil {
+			return fmt.Errorf("drop %s from the page cache: %w", seg.path, err)
+		}
 		if _, err := f.WriteAt(s.bytes[from:off], from); err != nil {
 			return fmt.Errorf("write %s again: %w", seg.path, spaceError(err))
 		}

@@ -136,6 +136,15 @@ func (f *osFile) WriteBack(off, n int64) error {
 	return nil
 }
 
+func (f *osFile) DropCache(off int64) error {
+	off -= off % int64(os.Getpagesize()) // the system keeps pages that are named in part
+	err := f.control(func(fd int) error { return dropCache(fd, off) })
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return &fs.PathError{Op: "fadvise", Path: f.f.Name(), Err: err}
+	}
+	return nil
+}
+
 func (f *osFile) Map(n int64, writable bool) (Mapping, error) {
 	if n <= 0 || n > math.MaxInt {
 		return nil, &fs.PathError{Op: "mmap", Path: f.f.Name(), Err: syscall.EINVAL}

@@ -23,6 +23,9 @@ func writeBack(fd int, off, n int64) error {
 // release takes the pages out of the map of a file; they stay in the cache, dirty if they were.
 func release(b []byte) { _ = unix.Madvise(b, unix.MADV_DONTNEED) }
 
+// dropCache forgets the clean pages from off on.
+func dropCache(fd int, off int64) error { return unix.Fadvise(fd, off, 0, unix.FADV_DONTNEED) }
+
 func identity(name string, fi fs.FileInfo) (Identity, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, name, 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {

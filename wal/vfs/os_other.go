@@ -14,6 +14,8 @@ func writeBack(int, int64, int64) error { return errors.ErrUnsupported }
 
 func release([]byte) {}
 
+func dropCache(int, int64) error { return errors.ErrUnsupported }
+
 func identity(_ string, fi fs.FileInfo) (Identity, error) {
 	st := fi.Sys().(*syscall.Stat_t)
 	return Identity{Inode: uint64(st.Ino), Birth: birth(st)}, nil

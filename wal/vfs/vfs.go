@@ -82,7 +82,9 @@ type File interface {
 	Allocate(off, n int64) error
 
 	// Datasync makes the file's bytes durable, and its length. When it fails, it must not be asked again: pages that
-	// were not written may count as clean from then on, and the next call answers without an error.
+	// were not written may count as clean from then on, and the next call answers without an error. On ext4 even bytes
+	// that are then written again into such pages do not get to the disk (blocks that were allocated and never written stay
+	// marked so), unless the pages are dropped first: see DropCache.
 	Datasync() error
 
 	// Sync is Datasync and makes everything else about the file durable too.
@@ -91,6 +93,10 @@ type File interface {
 	// WriteBack asks the system to begin to write the bytes [off, off+n) to the disk, without waiting. It is a hint:
 	// success promises nothing, and where it is not supported nothing is done.
 	WriteBack(off, n int64) error
+
+	// DropCache asks the system to forget the pages from off on that need not be written, so that the next read and the
+	// next write of them meet the disk. It is a hint: pages that are dirty, or mapped by anyone, stay.
+	DropCache(off int64) error
 
 	// Map maps the first n bytes, shared with all other maps and writes of the file. It may reach beyond the file's
 	// end, but a page wholly beyond the end faults when it is touched, and so does a store into a hole on a full disk

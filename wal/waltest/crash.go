@@ -96,6 +96,9 @@ func (d *Disk) Kill() *Disk {
 		for b, p := range old.gated {
 			n.gated[b] = bytes.Clone(p)
 		}
+		for b := range old.stuck {
+			n.stuck[b] = struct{}{}
+		}
 	})
 	c.capacity = d.capacity
 	return c
@@ -229,7 +232,7 @@ func (s *survivors) file(n *inode) []byte {
 
 // everything is what a sync would have left: blocks that count as clean are not written.
 func (s *survivors) everything(n *inode) []byte {
-	c := &inode{visible: n.visible, durable: bytes.Clone(n.durable), touched: map[int64]struct{}{}, gated: map[int64][]byte{}}
+	c := &inode{visible: n.visible, durable: bytes.Clone(n.durable), touched: map[int64]struct{}{}, gated: map[int64][]byte{}, stuck: n.stuck}
 	for _, b := range n.dirty() {
 		c.writeBack(b)
 	}
@@ -276,16 +279,7 @@ func (d *Disk) DropCache() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, n := range d.inodes {
-		dirty := n.dirty()
-		for b := range n.gated {
-			if slices.Contains(dirty, b) {
-				continue
-			}
-			p := n.visible.block(b)
-			clear(p)
-			copy(p, n.durable[min(b*blockSize, int64(len(n.durable))):])
-			delete(n.gated, b)
-		}
+		n.dropCache(0)
 	}
 }
 
@@ -347,6 +341,7 @@ func (d *Disk) edit(name string, fn func(n *inode) error) error {
 	n.durable = bytes.Clone(n.visible.b)
 	clear(n.touched)
 	clear(n.gated)
+	clear(n.stuck)
 	return nil
 }
 

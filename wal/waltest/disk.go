@@ -76,6 +76,7 @@ type inode struct {
 	durable []byte
 	touched map[int64]struct{} // blocks written by calls since they were last written back
 	gated   map[int64][]byte   // blocks that count as clean with these bytes, though the platter has others
+	stuck   map[int64]struct{} // blocks whose write failed: what is written there again stays in the cache until that is dropped
 	blocks  map[int64]struct{} // blocks that have room on the disk
 	bad     []span
 	maps    []*mapping
@@ -109,6 +110,7 @@ func (d *Disk) newInode(dir bool) *inode {
 	} else {
 		n.touched = make(map[int64]struct{})
 		n.gated = make(map[int64][]byte)
+		n.stuck = make(map[int64]struct{})
 		n.blocks = make(map[int64]struct{})
 	}
 	d.inodes = append(d.inodes, n)

@@ -374,20 +374,22 @@ func TestFailedSyncCountsAsClean(t *testing.T) {
 	if got, _ := k.ReadFile("/f"); string(got) != "old" {
 		t.Errorf("after the cache was dropped: %q", got)
 	}
-	f, err = d.Kill().OpenFile("/f", os.O_RDWR, 0)
-	must(t, err)
-	_, err = f.WriteAt([]byte("new"), 0) // the same bytes make the page dirty again
-	must(t, err)
-	_, err = d.OpenFile("/f", os.O_RDWR, 0)
-	must(t, err)
-	k = d.Kill()
-	f, err = k.OpenFile("/f", os.O_RDWR, 0)
-	must(t, err)
-	_, err = f.WriteAt([]byte("new"), 0)
-	must(t, err)
-	must(t, f.Datasync())
-	if got, _ := k.Crash(0).ReadFile("/f"); string(got) != "new" {
-		t.Errorf("rewritten and synced: %q", got)
+	for _, c := range []struct {
+		drop bool
+		want string
+	}{{false, "old"}, {true, "new"}} {
+		k = d.Kill()
+		f, err = k.OpenFile("/f", os.O_RDWR, 0)
+		must(t, err)
+		if c.drop {
+			must(t, f.DropCache(0))
+		}
+		_, err = f.WriteAt([]byte("new"), 0)
+		must(t, err)
+		must(t, f.Datasync())
+		if got, _ := k.Crash(0).ReadFile("/f"); string(got) != c.want {
+			t.Errorf("rewritten and synced, cache dropped %v: %q", c.drop, got)
+		}
 	}
 }
 

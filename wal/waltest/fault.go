@@ -201,10 +201,12 @@ func (d *Disk) do(c Call, act func(limit int64) error) error {
 }
 
 // failSync does to a file what a failed sync does on ext4 and xfs: the dirty pages count as clean, so that the next
-// sync succeeds without writing them, and the platter keeps the old bytes.
+// sync succeeds without writing them, and the platter keeps the old bytes. On ext4 that goes on for what is written into
+// these pages later, if their blocks were never written before: the system takes them for written then.
 func (n *inode) failSync() {
 	for _, b := range n.dirty() {
 		n.gated[b] = append([]byte(nil), n.visible.block(b)...)
+		n.stuck[b] = struct{}{}
 	}
 	clear(n.touched)
 }

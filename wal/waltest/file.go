@@ -155,6 +155,19 @@ func (f *file) WriteBack(off, n int64) error {
 	return nil
 }
 
+// DropCache implements [vfs.File].
+func (f *file) DropCache(off int64) error {
+	f.disk.mu.Lock()
+	defer f.disk.mu.Unlock()
+	if f.closed {
+		return pathError("fadvise", f.name, fs.ErrClosed)
+	}
+	if len(f.node.maps) == 0 && !f.disk.crashed {
+		f.node.dropCache(off / blockSize)
+	}
+	return nil
+}
+
 // Map implements [vfs.File].
 func (f *file) Map(n int64, writable bool) (vfs.Mapping, error) {
 	if n <= 0 || n > math.MaxInt {
@@ -324,6 +337,7 @@ func (d *Disk) resize(n *inode, size int64) error {
 				delete(n.blocks, b)
 				delete(n.touched, b)
 				delete(n.gated, b)
+				delete(n.stuck, b)
 			}
 		}
 		if size%blockSize != 0 {
@@ -375,12 +389,32 @@ func equalPadded(a, b []byte) bool {
 // writeBack puts a block on the platter, which grows as far as needed.
 func (n *inode) writeBack(b int64) {
 	now := n.visible.block(b)
+	if _, stuck := n.stuck[b]; stuck {
+		n.gated[b] = bytes.Clone(now)
+		delete(n.touched, b)
+		return
+	}
 	if end := b*blockSize + int64(len(now)); end > int64(len(n.durable)) {
 		n.setDurable(end)
 	}
 	copy(n.durable[b*blockSize:], now)
 	delete(n.touched, b)
 	delete(n.gated, b)
+}
+
+// dropCache forgets blocks that count as clean, from a block on.
+func (n *inode) dropCache(from int64) {
+	dirty := n.dirty()
+	for b := range n.gated {
+		if b < from || slices.Contains(dirty, b) {
+			continue
+		}
+		p := n.visible.block(b)
+		clear(p)
+		copy(p, n.durable[min(b*blockSize, int64(len(n.durable))):])
+		delete(n.gated, b)
+		delete(n.stuck, b)
+	}
 }
 
 // setDurable sets the length on the platter.

@@ -25,6 +25,8 @@ type Mount struct {
 	image string
 	below *Mount // that holds image, of a failing device; or nil
 	up    bool
+	limit string       // of the size of requests to a failing device: a file of the system
+	usual []byte       // what that holds for others
 	syncs sync.RWMutex // held by the syncs of FS, and by Shutdown against them
 }
 
@@ -112,6 +114,9 @@ func (m *Mount) format(size int64) error {
 	args := []string{"-q", m.image}
 	if m.kind == "ext4" {
 		args = []string{"-q", "-F", m.image}
+		if m.below != nil {
+			args = append(args[:2:2], "-b", "4096", m.image) // see honest
+		}
 	}
 	return run("mkfs."+m.kind, args...)
 }
@@ -119,15 +124,43 @@ func (m *Mount) format(size int64) error {
 func (m *Mount) mount() error {
 	err := run("mount", "-o", "loop", m.image, m.Dir)
 	m.up = err == nil
+	if err == nil && m.below != nil {
+		err = m.honest()
+	}
 	return err
+}
+
+// honest keeps the requests to the loop device so small that each is stored in whole or refused. Of a larger one the
+// first blocks may be stored and the rest be refused, which the loop device counts as success: a disk that lies.
+func (m *Mount) honest() error {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 1 && f[1] == m.Dir {
+			m.limit = filepath.Join("/sys/block", filepath.Base(f[0]), "queue/max_sectors_kb")
+		}
+	}
+	if m.usual, err = os.ReadFile(m.limit); err != nil {
+		return err
+	}
+	return os.WriteFile(m.limit, []byte("4"), 0)
 }
 
 func (m *Mount) unmount() error {
 	if !m.up {
 		return nil
 	}
-	err := run("umount", m.Dir)
-	m.up = err != nil
+	var err error
+	if m.usual != nil { // the next user of the loop device would have it too
+		err = os.WriteFile(m.limit, m.usual, 0)
+		m.usual = nil
+	}
+	if e := run("umount", m.Dir); e != nil {
+		return errors.Join(err, e)
+	}
+	m.up = false
 	return err
 }
 
