@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"shiplog/wal/vfs"
 )
@@ -514,10 +515,16 @@ func (l *Log) prepareAhead() {
 	job := &preparation{done: make(chan struct{})}
 	l.ahead = job
 	base, alloc := l.tip.end(), min(l.SegmentSize(), 4<<20)
+	if time.Since(l.begun) < fastFill {
+		alloc = l.SegmentSize() // all of it will be wanted soon: not while an appender waits
+	}
 	l.mu.Unlock()
 	job.p, job.err = prepare(l.opts.FS, l.segDir(), base, alloc)
 	close(job.done)
 }
+
+// fastFill is how soon the tip is half full where the next segment gets all of its blocks ahead.
+const fastFill = 500 * time.Millisecond
 
 // takeAhead waits for a preparation that is under way and takes what it made. mu is held.
 func (l *Log) takeAhead() {
@@ -621,7 +628,7 @@ func (l *Log) adopt(s *segment, alloc int64) error {
 	if l.tipFile != nil {
 		l.tipFile.unpin()
 	}
-	l.tip, l.tipFile, l.alloc = s, handle, alloc
+	l.tip, l.tipFile, l.alloc, l.begun = s, handle, alloc, time.Now()
 	l.cur.begin(&s.header)
 	old := l.segs.Load()
 	l.segs.Store(&segList{segs: append(old.segs[:len(old.segs):len(old.segs)], s), size: s.header.SegmentSize})

@@ -39,6 +39,7 @@ type Log struct {
 	tip      *segment              // the segment that is written
 	tipFile  *handle               // pinned while tip is current
 	alloc    int64                 // bytes of tip that have blocks
+	begun    time.Time             // when tip became the tip
 	next     *prepared             // the segment after tip, if it is prepared
 	ahead    *preparation          // the same in the making
 	sealed   int64                 // AppendRaw: bytes of an unfinished seal's zeros taken so far
