@@ -27,6 +27,7 @@ import (
 //	1>~ TTL k             integers in the reply may be up to 2 off, times up to a minute
 //	1>% KEYS *            likewise, and the lines of the reply are compared sorted
 //	1>? GET k             asked again until the reply is the one that follows
+//	1<                    a message that connection 1 is sent without asking
 //
 // Each script starts with no keys and fresh connections.
 var rewrite = flag.Bool("rewrite", false, "take the replies in testdata/redis from redis-server")
@@ -77,6 +78,7 @@ func dialogueWith(t testing.TB, addr string) *dialogue {
 	return &dialogue{nc, bufio.NewReader(nc)}
 }
 
+// do sends lines and reads as many replies; an empty line only reads.
 func (d *dialogue) do(lines ...string) (replies []string, err error) {
 	d.nc.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := d.nc.Write([]byte(strings.Join(lines, "\r\n") + "\r\n")); err != nil {
@@ -150,9 +152,9 @@ func readScript(t testing.TB, path string) (steps []*step, lines []string, repli
 			}
 			replies[i] = s
 		default:
-			conn, cmd, _ := strings.Cut(line, ">")
+			conn, cmd, sent := strings.Cut(strings.TrimSuffix(line, "<"), ">")
 			s := &step{line: i + 1, conn: conn}
-			if cmd[0] != ' ' {
+			if sent && cmd[0] != ' ' {
 				s.mode, cmd = cmd[0], cmd[1:]
 			}
 			s.cmd = strings.TrimSpace(cmd)

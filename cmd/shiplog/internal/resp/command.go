@@ -163,6 +163,8 @@ func (c *conn) refusal(cmd *command, args [][]byte) string {
 		return errNoAuth
 	case cmd.check != nil && !c.srv.store.Writable():
 		return errReadOnly
+	case cmd.flags&flagPubSub == 0 && !c.out.resp3 && c.subscribed():
+		return "ERR Can't execute '" + cmd.name + "': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
 	}
 	return ""
 }

@@ -66,7 +66,7 @@ type conn struct {
 	commands  int64
 	partialAt time.Time // when the command at r was begun; zero: not at all
 	deadline  bool      // a read deadline is set
-	writeBy   time.Time // the write deadline that is set
+	writeBy   time.Time // the write deadline that is set; guarded by sub.writing where there is one
 
 	// Shared with other connections, for CLIENT LIST and CLIENT KILL.
 	lastActive atomic.Int64 // unix ns
@@ -74,6 +74,7 @@ type conn struct {
 	protocol   atomic.Int32
 	queueLen   atomic.Int32 // commands queued by MULTI; -1: no MULTI
 	watchLen   atomic.Int32
+	sub        atomic.Pointer[subscriber] // nil until the first subscription
 	killed     atomic.Bool
 	bufBytes   atomic.Int64
 	mu         sync.Mutex // guards name, libName, libVersion
@@ -126,10 +127,13 @@ func (c *conn) kill() {
 }
 
 func (c *conn) serve() {
-	defer c.srv.forget(c)
-	defer func() { _ = c.nc.Close() }()
-	defer c.release()
-	defer c.dropTransaction()
+	defer func() {
+		_ = c.nc.Close()
+		c.closeSubscriber()
+		c.dropTransaction()
+		c.release()
+		c.srv.forget(c)
+	}()
 	if !c.handshake() {
 		return
 	}
@@ -298,7 +302,7 @@ func (c *conn) setReadDeadline() error {
 		at = c.partialAt.Add(c.srv.opts.PartialTimeout + time.Duration(c.w-c.r)*time.Second/partialRate)
 	case !c.authed:
 		at = c.created.Add(c.srv.opts.AuthTimeout)
-	case idle > 0:
+	case idle > 0 && !c.subscribed():
 		at = time.Now().Add(idle)
 	}
 	if at.IsZero() && !c.deadline {
@@ -413,7 +417,7 @@ func (c *conn) account() {
 // relieve gets rid of replies in the midst of a burst: as many as the kernel takes at once, or all of them when there
 // are too many. A client that writes a long pipeline before it reads is thus not waited for too early.
 func (c *conn) relieve() bool {
-	if c.raw == nil || len(c.out.buf)-c.sent >= holdBytes || !c.holdReplies(cap(c.out.buf)) {
+	if c.raw == nil || c.sub.Load() != nil || len(c.out.buf)-c.sent >= holdBytes || !c.holdReplies(cap(c.out.buf)) {
 		return c.flush() == nil
 	}
 	n := tryWrite(c.raw, c.out.buf[c.sent:])
@@ -441,7 +445,24 @@ func (c *conn) holdReplies(n int) bool {
 
 // flush sends the replies and waits until they are out.
 func (c *conn) flush() error {
-	p := c.out.buf[c.sent:]
+	if s := c.sub.Load(); s != nil {
+		s.lock()
+		defer s.unlock()
+	}
+	if err := c.transmit(c.out.buf[c.sent:]); err != nil {
+		return err
+	}
+	if cap(c.out.buf) > flushBytes {
+		c.out.buf = nil
+	}
+	c.out.buf, c.sent, c.relieveAt = c.out.buf[:0], 0, flushBytes
+	c.free(c.outHeld)
+	c.outHeld = 0
+	return nil
+}
+
+// transmit sends p and waits until it is out.
+func (c *conn) transmit(p []byte) error {
 	for len(p) > 0 {
 		now := time.Now()
 		if c.writeBy.Sub(now) < c.srv.opts.WriteTimeout/2 {
@@ -460,11 +481,5 @@ func (c *conn) flush() error {
 		}
 		p = p[n:]
 	}
-	if cap(c.out.buf) > flushBytes {
-		c.out.buf = nil
-	}
-	c.out.buf, c.sent, c.relieveAt = c.out.buf[:0], 0, flushBytes
-	c.free(c.outHeld)
-	c.outHeld = 0
 	return nil
 }

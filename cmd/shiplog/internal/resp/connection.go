@@ -12,13 +12,13 @@ import (
 func init() {
 	free := flagNoAuth | flagLoading | flagFast
 	register([]command{
-		{name: "ping", arity: -1, flags: flagLoading | flagFast, group: "connection", since: "1.0.0", about: "Returns the server's liveliness response.", handle: ping},
+		{name: "ping", arity: -1, flags: flagLoading | flagFast | flagPubSub, group: "connection", since: "1.0.0", about: "Returns the server's liveliness response.", handle: ping},
 		{name: "echo", arity: 2, flags: flagLoading | flagFast, group: "connection", since: "1.0.0", about: "Returns the given string.", handle: echo},
 		{name: "auth", arity: -2, flags: free, group: "connection", since: "1.0.0", about: "Authenticates the connection.", handle: auth},
 		{name: "hello", arity: -1, flags: free | flagBarrier, group: "connection", since: "6.0.0", about: "Handshakes with the Redis server.", handle: hello},
 		{name: "select", arity: 2, flags: flagLoading | flagFast, group: "connection", since: "1.0.0", about: "Changes the selected database.", handle: selectDB},
-		{name: "quit", arity: -1, flags: free | flagBarrier | flagNow, group: "connection", since: "1.0.0", about: "Closes the connection.", handle: quit},
-		{name: "reset", arity: 1, flags: free | flagBarrier | flagNow, group: "connection", since: "6.2.0", about: "Resets the connection.", handle: reset},
+		{name: "quit", arity: -1, flags: free | flagBarrier | flagNow | flagPubSub, group: "connection", since: "1.0.0", about: "Closes the connection.", handle: quit},
+		{name: "reset", arity: 1, flags: free | flagBarrier | flagNow | flagPubSub, group: "connection", since: "6.2.0", about: "Resets the connection.", handle: reset},
 		{name: "client", arity: -2, flags: flagLoading | flagBarrier, group: "connection", since: "2.4.0", about: "A container for client connection commands.", handle: func(c *conn, args [][]byte) { dispatchSub(c, "client", clientTable, args) }},
 	})
 }
@@ -42,10 +42,14 @@ func init() {
 }
 
 func ping(c *conn, args [][]byte) {
-	switch len(args) {
-	case 1:
+	switch {
+	case len(args) <= 2 && !c.out.resp3 && c.subscribed():
+		c.out.array(2)
+		c.out.bulkString("pong")
+		c.out.bulk(bytes.Join(args[1:], nil))
+	case len(args) == 1:
 		c.out.status("PONG")
-	case 2:
+	case len(args) == 2:
 		c.out.bulk(args[1])
 	default:
 		c.out.error("ERR wrong number of arguments for 'ping' command")
@@ -61,6 +65,11 @@ func quit(c *conn, _ [][]byte) {
 
 func reset(c *conn, _ [][]byte) {
 	c.discard()
+	if s := c.sub.Load(); s != nil {
+		s.lock()
+		c.unsubscribeAll()
+		c.out.buf = append(c.out.buf, s.take()...)
+	}
 	c.mu.Lock()
 	c.name = ""
 	c.mu.Unlock()
@@ -291,8 +300,20 @@ func (c *conn) describe(now time.Time) string {
 		last = cmd.name
 	}
 	idle := now.Sub(time.Unix(0, c.lastActive.Load()))
-	return fmt.Sprintf("id=%d addr=%s laddr=%s fd=-1 name=%s age=%d idle=%d flags=N db=0 sub=0 psub=0 ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=%d rbp=0 obl=0 oll=0 omem=0 tot-mem=%d events=r cmd=%s user=default redir=-1 resp=%d lib-name=%s lib-ver=%s",
-		c.id, c.addr, c.laddr, name, int(now.Sub(c.created).Seconds()), max(0, int(idle.Seconds())),
+	channels, patterns := c.subscriptions()
+	multi := c.queueLen.Load()
+	flags := ""
+	if channels+patterns > 0 {
+		flags += "P"
+	}
+	if multi >= 0 {
+		flags += "x"
+	}
+	if flags == "" {
+		flags = "N"
+	}
+	return fmt.Sprintf("id=%d addr=%s laddr=%s fd=-1 name=%s age=%d idle=%d flags=%s db=0 sub=%d psub=%d ssub=0 multi=%d watch=%d qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=%d rbp=0 obl=0 oll=0 omem=0 tot-mem=%d events=r cmd=%s user=default redir=-1 resp=%d lib-name=%s lib-ver=%s",
+		c.id, c.addr, c.laddr, name, int(now.Sub(c.created).Seconds()), max(0, int(idle.Seconds())), flags, channels, patterns, multi, c.watchLen.Load(),
 		baseBuffer, baseBuffer+c.bufBytes.Load(), last, c.protocol.Load(), lib, version)
 }
 
@@ -313,12 +334,12 @@ func clientList(c *conn, args [][]byte) {
 	switch {
 	case len(args) == 2:
 	case is(args[2], "type") && len(args) == 4:
-		normal, ok := clientType(args[3])
+		kind, ok := clientType(args[3])
 		if !ok {
 			c.out.errorf("ERR Unknown client type '%s'", head(args[3], 128))
 			return
 		}
-		keep = func(*conn) bool { return normal }
+		keep = kind.has
 	case is(args[2], "id") && len(args) > 3:
 		ids := map[int64]bool{}
 		for _, a := range args[3:] {
@@ -345,34 +366,47 @@ func clientList(c *conn, args [][]byte) {
 	c.out.verbatim(b.String())
 }
 
-// clientType reports whether a type of client is the one that every connection here has.
-func clientType(arg []byte) (normal, known bool) {
-	switch {
-	case is(arg, "normal"):
-		return true, true
-	case is(arg, "master"), is(arg, "slave"), is(arg, "replica"), is(arg, "pubsub"):
-		return false, true
+// clientKind is a type of clients; empty: any.
+type clientKind string
+
+func (k clientKind) has(c *conn) bool {
+	switch k {
+	case "":
+		return true
+	case "normal":
+		return !c.subscribed()
+	case "pubsub":
+		return c.subscribed()
 	}
-	return false, false
+	return false // followers do not come by this protocol
+}
+
+func clientType(arg []byte) (kind clientKind, known bool) {
+	for _, kind := range []clientKind{"normal", "pubsub", "master", "slave", "replica"} {
+		if is(arg, string(kind)) {
+			return kind, true
+		}
+	}
+	return "", false
 }
 
 // killFilter says which connections CLIENT KILL means.
 type killFilter struct {
 	id          int64
 	addr, laddr []byte
-	normal      bool
+	kind        clientKind
 	skipMe      bool
 	maxAge      time.Duration
 }
 
 func (f *killFilter) match(c, me *conn) bool {
 	return (f.id == 0 || f.id == c.id) && (f.addr == nil || string(f.addr) == c.addr) &&
-		(f.laddr == nil || string(f.laddr) == c.laddr) && f.normal && !(f.skipMe && c == me) &&
+		(f.laddr == nil || string(f.laddr) == c.laddr) && f.kind.has(c) && !(f.skipMe && c == me) &&
 		(f.maxAge == 0 || time.Since(c.created) >= f.maxAge)
 }
 
 func clientKill(c *conn, args [][]byte) {
-	f := killFilter{normal: true, skipMe: true}
+	f := killFilter{skipMe: true}
 	old := len(args) == 3
 	if old {
 		f.addr, f.skipMe = args[2], false
@@ -420,11 +454,11 @@ func (f *killFilter) parse(args [][]byte) (refusal string) {
 		case is(args[0], "laddr"):
 			f.laddr = value
 		case is(args[0], "type"):
-			normal, ok := clientType(value)
+			kind, ok := clientType(value)
 			if !ok {
 				return "ERR Unknown client type '" + string(head(value, 128)) + "'"
 			}
-			f.normal = normal
+			f.kind = kind
 		case is(args[0], "user"):
 			if string(value) != "default" {
 				return "ERR No such user '" + string(head(value, 128)) + "'"

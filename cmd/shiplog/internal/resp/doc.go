@@ -22,6 +22,11 @@
 //
 // Commands that read several keys read one snapshot. Expiry is judged by the store's time.
 //
+// # Messages
+//
+// PUBLISH reaches those who have subscribed on this node. A subscriber's messages are written by a goroutine of its own, between
+// whole replies. One that does not read is disconnected once too much waits for it.
+//
 // # Limits
 //
 // Everything that a client controls is bounded before memory is spent on it: the length of an argument, the number

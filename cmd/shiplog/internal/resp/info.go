@@ -125,6 +125,9 @@ func infoStats(b *strings.Builder, s *Server, _ *NodeInfo) {
 	field(b, "keyspace_hits", t.KeyspaceHits)
 	field(b, "keyspace_misses", t.KeyspaceMisses)
 	field(b, "evicted_keys", 0)
+	field(b, "pubsub_channels", s.hub.count(false))
+	field(b, "pubsub_patterns", s.hub.count(true))
+	field(b, "client_output_buffer_limit_disconnections", t.SlowSubscribers)
 	field(b, "client_protocol_errors", t.ProtocolErrors)
 	field(b, "client_timeouts", t.Timeouts)
 }

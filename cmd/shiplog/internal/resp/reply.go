@@ -97,6 +97,15 @@ func (w *writer) nullArray() {
 	}
 }
 
+// push begins a message of n elements that the client has not asked for; RESP2 has an array instead.
+func (w *writer) push(n int) {
+	if !w.resp3 {
+		w.array(n)
+		return
+	}
+	w.header('>', n)
+}
+
 // mapHeader begins a map of n pairs; RESP2 has a flat array instead.
 func (w *writer) mapHeader(n int) {
 	if !w.resp3 {

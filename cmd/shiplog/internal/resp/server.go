@@ -59,6 +59,7 @@ type Server struct {
 	runID    string
 	combine  combiner
 	cursors  cursorTable
+	hub      hub
 	limits   scanLimits
 	maxKey   int
 	maxValue int
@@ -86,7 +87,7 @@ type serverStats struct {
 	commands, connections, rejected        atomic.Int64
 	inBytes, outBytes, hits, misses        atomic.Int64
 	commits, combinedRuns, combinedCommits atomic.Int64
-	protocolErrors, timeouts               atomic.Int64
+	protocolErrors, timeouts, slow         atomic.Int64
 }
 
 // Stats is a snapshot of a server's counters.
@@ -105,6 +106,7 @@ type Stats struct {
 	CombinedCommits int64 // transactions that took
 	ProtocolErrors  int64
 	Timeouts        int64
+	SlowSubscribers int64 // disconnected because too much waited for them
 }
 
 // New returns a server; it starts nothing.
@@ -126,6 +128,7 @@ func New(o Options) *Server {
 		started:   time.Now(),
 		runID:     newRunID(),
 		conns:     map[int64]*conn{},
+		hub:       hub{channels: map[string]map[*conn]struct{}{}, patterns: map[string]map[*conn]struct{}{}},
 		listeners: map[net.Listener]struct{}{},
 	}
 	s.maxKey, s.maxValue = o.Store.Limits()
@@ -270,7 +273,7 @@ func (s *Server) Stats() Stats {
 		Rejected: t.rejected.Load(), InBytes: t.inBytes.Load(), OutBytes: t.outBytes.Load(),
 		KeyspaceHits: t.hits.Load(), KeyspaceMisses: t.misses.Load(), Commits: t.commits.Load(),
 		CombinedRuns: t.combinedRuns.Load(), CombinedCommits: t.combinedCommits.Load(),
-		ProtocolErrors: t.protocolErrors.Load(), Timeouts: t.timeouts.Load(),
+		ProtocolErrors: t.protocolErrors.Load(), Timeouts: t.timeouts.Load(), SlowSubscribers: t.slow.Load(),
 	}
 }
 
