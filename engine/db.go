@@ -135,7 +135,7 @@ func (db *DB) becomeFollower() {
 	}
 	m := &db.marks
 	m.mu.Lock()
-	m.leader = false
+	m.leader, m.fenced = false, nil
 	m.ends, m.degraded, m.epochEnd = lsnQueue{}, 0, 0
 	if !db.log.Empty() {
 		m.durable.Store(uint64(db.log.Durable()))
@@ -196,7 +196,7 @@ func (db *DB) beginLead(end wal.LSN, clean bool) {
 	m := &db.marks
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.leader = true
+	m.leader, m.fenced = true, nil
 	m.durable.Store(uint64(db.log.Durable()))
 	visible := end
 	m.endChangesAt(db.log.Committed())
@@ -265,10 +265,8 @@ func (db *DB) Follow(ctx context.Context) error {
 	if db.follower.Swap(true) {
 		return nil
 	}
-	db.pipe.syncing.Lock() // every group that was taken before has ended
-	_, err := db.log.Sync()
-	db.pipe.syncing.Unlock()
-	if err != nil {
+	db.drain()
+	if _, err := db.log.Sync(); err != nil {
 		return err
 	}
 	m := &db.marks
@@ -279,6 +277,34 @@ func (db *DB) Follow(ctx context.Context) error {
 	m.mu.Unlock()
 	db.becomeFollower()
 	return ctx.Err()
+}
+
+// drain waits until all that was in the pipeline has been appended or refused. It is called when writes are refused: what
+// comes later is never appended.
+func (db *DB) drain() {
+	c := newCommit()
+	c.control = &wal.FormatRecord{} // is refused
+	p := &db.pipe
+	p.mu.Lock()
+	lead := !p.leading
+	p.leading = true
+	p.queue = append(p.queue, c)
+	c.queued = true
+	p.mu.Unlock()
+	if lead {
+		db.lead()
+	}
+	if c.park() {
+		for waits := true; waits; {
+			select {
+			case <-c.done:
+				waits = false
+			case <-c.turn:
+				db.lead()
+			}
+		}
+	}
+	c.release()
 }
 
 // Close ends waits with ErrUnknownOutcome, syncs, records the clean close and releases the

@@ -42,7 +42,7 @@ func QuorumMet(rule wal.Rule, last wal.NodeID, votes []wal.NodeID) bool {
 	for _, id := range votes {
 		v = append(v, NodeVote{Node: wal.Voter{ID: id}, Vote: Vote{Granted: true}})
 	}
-	return newQuorum(rule, last, false).met(v)
+	return newQuorum(rule, last).met(v)
 }
 
 // Furthest is the node whose vote says that it has most.

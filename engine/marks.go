@@ -37,6 +37,7 @@ type marks struct {
 	changed   chan struct{} // closed and replaced when someone waits for any change
 	subs      map[chan<- struct{}]struct{}
 	failed    error // sticky: the log was poisoned
+	fenced    error // a leader that may commit nothing more
 }
 
 // waiter is one call that waits until end is visible and level holds there.
@@ -213,6 +214,9 @@ func (m *marks) advance() {
 }
 
 func (m *marks) advanceLeader() {
+	if m.fenced != nil {
+		return
+	}
 	if m.failed != nil && m.ends.empty() {
 		return
 	}
@@ -341,6 +345,9 @@ func (m *marks) wake() {
 	if m.failed != nil {
 		m.failWaiters(m.failed)
 	}
+	if m.fenced != nil {
+		m.failWaiters(m.fenced)
+	}
 }
 
 // levelHolds reports whether the waiter's own level holds at its end. The rule holds there already.
@@ -377,6 +384,15 @@ func (m *marks) fail(err error) {
 		m.failed = err
 	}
 	m.advance()
+	m.signal()
+}
+
+// fence ends every wait of a leader, and holds its marks where they are, until it is another's follower or leads anew.
+func (m *marks) fence(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fenced = err
+	m.failWaiters(err)
 	m.signal()
 }
 

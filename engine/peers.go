@@ -183,16 +183,28 @@ func (db *DB) FollowMark(committed wal.LSN, leaderTime int64) error {
 	return nil
 }
 
-// Fence stops writes at once because a higher epoch exists, and persists that before it returns.
+// Fence stops writes at once because a higher epoch exists, and persists that before it returns. Nothing is committed any
+// more in the epoch that this node leads: whoever waits gets ErrUnknownOutcome.
 func (db *DB) Fence(e wal.Epoch) error {
 	if e <= db.log.Epoch() {
 		return nil
 	}
-	if !db.follower.Load() {
-		db.fenced.Store(uint32(e))
-		db.opts.Logger.Warn("fenced", "by_epoch", e.String(), "own_epoch", db.log.Epoch().String())
+	db.stopWrites(e)
+	if err := db.log.Promise(e); err != nil {
+		return err
 	}
-	return db.log.Promise(e)
+	db.stopWrites(e) // who has begun to lead meanwhile has not seen the promise, or sees it now
+	return nil
+}
+
+// stopWrites fences a leader of an epoch below e.
+func (db *DB) stopWrites(e wal.Epoch) {
+	if db.follower.Load() || e <= db.log.Epoch() || wal.Epoch(db.fenced.Load()) >= e {
+		return
+	}
+	db.fenced.Store(uint32(e))
+	db.opts.Logger.Warn("fenced", "by_epoch", e.String(), "own_epoch", db.log.Epoch().String())
+	db.marks.fence(&OutcomeError{Cause: fmt.Errorf("%w: epoch %v", ErrFenced, e)})
 }
 
 // AwaitsSync reports whether anybody waits for followers' disks now: the rule, or a call that asked for more than the rule.

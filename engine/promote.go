@@ -38,7 +38,8 @@ type Candidacy struct {
 	Missing  []string   // who has not, and why
 	End      wal.LSN    // of the log that the epoch begins behind
 	Forced   bool       // too few promised, and that was overruled: acknowledged writes may be missing
-	// MayLack says that writes which were acknowledged may be missing because the rule did not ask followers for them.
+	// MayLack says that writes which were acknowledged may be missing because no follower was asked for them: by the rule, or in
+	// a degraded span.
 	MayLack bool
 }
 
@@ -93,11 +94,14 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 			return nil, err
 		}
 	}
-	b := db.ballot(el)
 	if o.DryRun {
-		return b.ask(ctx, 0)
+		return db.ballot(el).ask(ctx, 0)
 	}
 	el.Leave()
+	if err := db.waitIndexed(ctx); err != nil { // the rule is that of the log's end
+		return nil, fmt.Errorf("promote: %w", err)
+	}
+	b := db.ballot(el)
 	c, err := b.elect(ctx, o.Force)
 	if err != nil {
 		return c, err
@@ -127,6 +131,8 @@ type ballot struct {
 	el     Electorate
 	others []wal.Voter
 	quora  []quorum // under the rule, and under those that are on their way to it
+	// degraded: the log ends in a span in which the leader asked no followers, as far as this node knows.
+	degraded bool
 }
 
 // quorum is a set of voters, leader included, of whom so many must promise: one at least of them then has every write that the leader
@@ -136,15 +142,16 @@ type quorum struct {
 	need   int
 }
 
-// newQuorum is what a rule asks for in an epoch that last led. Without a rule that asks followers it is anybody.
-func newQuorum(rule wal.Rule, last wal.NodeID, degraded bool) quorum {
+// newQuorum is what a rule asks for in an epoch that last led. Without a rule that asks followers it is anybody. Voters that have
+// only a name yet count, and cannot promise: under that name somebody may have confirmed writes that this node has not heard of.
+func newQuorum(rule wal.Rule, last wal.NodeID) quorum {
 	q := quorum{voters: []wal.NodeID{last}}
 	for _, v := range rule.Voters {
-		if !slices.Contains(q.voters, v.ID) {
+		if v.ID.IsZero() || !slices.Contains(q.voters, v.ID) {
 			q.voters = append(q.voters, v.ID)
 		}
 	}
-	if level := Level(rule.Level); level.synchronous() && !degraded {
+	if level := Level(rule.Level); level.synchronous() {
 		q.need = max(1, len(q.voters)-level.N())
 	}
 	return q
@@ -154,7 +161,7 @@ func newQuorum(rule wal.Rule, last wal.NodeID, degraded bool) quorum {
 func (q quorum) met(votes []NodeVote) bool {
 	n := 0
 	for _, v := range votes {
-		if v.Vote.Granted && slices.Contains(q.voters, v.Node.ID) {
+		if v.Vote.Granted && !v.Node.ID.IsZero() && slices.Contains(q.voters, v.Node.ID) {
 			n++
 		}
 	}
@@ -164,19 +171,19 @@ func (q quorum) met(votes []NodeVote) bool {
 func (db *DB) ballot(el Electorate) *ballot {
 	m := &db.marks
 	m.mu.Lock()
-	rules, degraded := []wal.Rule{m.rule}, m.degraded != 0
+	rules, degraded := []wal.Rule{m.rule}, m.degraded != 0 // a span that has ended since would leave the whole rule in force
 	for _, c := range m.changes {
 		rules = append(rules, c.old)
 	}
 	m.mu.Unlock()
 	history := db.log.History()
 	last := history[len(history)-1].Leader
-	b := &ballot{db: db, el: el}
+	b := &ballot{db: db, el: el, degraded: degraded}
 	known := map[wal.NodeID]bool{db.log.NodeID(): true}
 	for _, rule := range rules {
-		b.quora = append(b.quora, newQuorum(rule, last, degraded))
+		b.quora = append(b.quora, newQuorum(rule, last))
 		for _, v := range rule.Voters {
-			if !known[v.ID] {
+			if !v.ID.IsZero() && !known[v.ID] {
 				known[v.ID] = true
 				b.others = append(b.others, v)
 			}
@@ -206,7 +213,7 @@ func (b *ballot) met(votes []NodeVote) bool {
 
 // ask collects votes for an epoch; 0 asks for none, only how far everybody is.
 func (b *ballot) ask(ctx context.Context, e wal.Epoch) (*Candidacy, error) {
-	c := &Candidacy{Epoch: e, Needed: b.need(), MayLack: b.need() == 0}
+	c := &Candidacy{Epoch: e, Needed: b.need(), MayLack: b.need() == 0 || b.degraded}
 	log := b.db.log
 	own := Vote{Granted: true, Promised: log.Promised(), Last: log.Epoch(), End: log.Head()}
 	c.Promised = append(c.Promised, NodeVote{wal.Voter{ID: log.NodeID()}, own})
@@ -333,7 +340,12 @@ func (db *DB) takeLead(c *Candidacy) error {
 		}
 	}()
 	if db.log.BatchEnd() < db.log.Head() { // a batch that its leader will not finish
-		if _, err := db.cutIndex(db.log.BatchEnd()); err != nil {
+		from, err := db.cutIndex(db.log.BatchEnd())
+		if err == nil && from < db.log.BatchEnd() {
+			db.marks.cut(from, db.log.Durable())
+			err = fmt.Errorf("%w: the index is filled again from %v", ErrLoading, from)
+		}
+		if err != nil {
 			return fmt.Errorf("promote: %w", err)
 		}
 	}
@@ -363,6 +375,9 @@ func (db *DB) takeLead(c *Candidacy) error {
 	db.loadedAt.Store(0)
 	db.beginLead(end, false)
 	db.follower.Store(false)
+	if p := db.log.Promised(); p > c.Epoch { // since the record was written
+		db.stopWrites(p)
+	}
 	db.opts.Logger.Warn("leading", "epoch", c.Epoch.String(), "epoch_end_lsn", end.String(), "forced", c.Forced, "promises", len(c.Promised))
 	return nil
 }
@@ -377,6 +392,11 @@ func (db *DB) withoutSelf(rule wal.Rule) wal.Rule {
 // GrantPromise promises a candidate to take part in no epoch below e: persisted on return. It refuses what it has promised already.
 // The caller has made sure that nothing more is appended from an older leader. A leader is fenced by its promise.
 func (db *DB) GrantPromise(e wal.Epoch) (bool, error) {
+	db.roleMu.Lock() // a promotion of this node comes wholly before it, or fails
+	defer db.roleMu.Unlock()
+	if db.closed.Load() {
+		return false, ErrClosed
+	}
 	if e <= max(db.log.Promised(), db.log.Epoch()) {
 		return false, nil
 	}

@@ -51,6 +51,14 @@ func TestQuorumMeetsEveryAcknowledgement(t *testing.T) {
 			}
 		}
 	}
+	// Names that nobody has come with yet are voters, each of them: with two of them, two of three known nodes are too few for n=2.
+	names := wal.Rule{Level: uint32(engine.Replicated(2)), Voters: []wal.Voter{{ID: id(1)}, {ID: id(2)}, {Name: "x"}, {Name: "y"}}}
+	if engine.QuorumMet(names, id(0), []wal.NodeID{id(1), id(2)}) || !engine.QuorumMet(names, id(0), []wal.NodeID{id(0), id(1), id(2)}) {
+		t.Error("five voters, two known by name only, n=2: want promises of three")
+	}
+	if engine.QuorumMet(names, id(0), []wal.NodeID{id(0), id(1), {}}) {
+		t.Error("a promise of nobody counts")
+	}
 	// Promises of nodes that are no voters do not count.
 	rule := wal.Rule{Level: uint32(engine.Replicated(1)), Voters: []wal.Voter{{ID: id(1)}, {ID: id(2)}}}
 	if engine.QuorumMet(rule, id(0), []wal.NodeID{id(1), id(7), id(8)}) {

@@ -74,6 +74,9 @@ func (e electorate) Ask(ctx context.Context, v wal.Voter, epoch wal.Epoch) (engi
 	if err != nil {
 		return engine.Vote{}, err
 	}
+	if vote.Node != v.ID { // another disk under the address: it speaks for itself alone
+		return engine.Vote{}, fmt.Errorf("at %s answers node %s", v.Addr, vote.Node)
+	}
 	return engine.Vote{Granted: vote.Granted, Promised: vote.Promised, Last: vote.Last, End: vote.End}, nil
 }
 
