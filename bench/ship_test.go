@@ -103,7 +103,7 @@ func (n logNode) FollowMark(committed wal.LSN, _ int64) error {
 }
 
 // catchUp is how long, in seconds, a follower took for all of the source's log.
-type catchUp struct{ received, durable, applied, replay float64 }
+type catchUp struct{ received, durable, applied float64 }
 
 // follow feeds a new follower in dir, an engine or a log alone, until it has everything.
 func (s source) follow(b *testing.B, dir string, apply bool) (c catchUp) {

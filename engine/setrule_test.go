@@ -229,8 +229,11 @@ func TestSetRuleTimeout(t *testing.T) {
 func TestSetRuleRefuses(t *testing.T) {
 	db := open(t, t.TempDir(), nil)
 	for _, r := range []engine.Rule{
-		{}, {Level: engine.Replicated(1)}, {Level: engine.Replicated(0), Voters: []string{"a"}},
-		{Level: engine.Durable, Voters: []string{"a", "a"}}, {Level: engine.Durable, Voters: []string{""}},
+		{},
+		{Level: engine.Replicated(1)},
+		{Level: engine.Replicated(0), Voters: []string{"a"}},
+		{Level: engine.Durable, Voters: []string{"a", "a"}},
+		{Level: engine.Durable, Voters: []string{""}},
 		{Level: engine.Durable, Voters: make([]string, engine.MaxVoters+1)},
 	} {
 		if err := db.SetRule(context.Background(), r, true); !errors.Is(err, engine.ErrInvalidOption) {

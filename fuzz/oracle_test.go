@@ -38,7 +38,7 @@ type oracle struct {
 func validPrefix(p []byte) *oracle {
 	o := &oracle{salt: le.Uint64(p[32:]), size: le.Uint64(p[48:]), database: string(p[16:32])}
 	for int(o.at) < len(p) {
-		ok := false
+		var ok bool
 		if o.at%o.size == 0 {
 			ok = o.header(p[o.at:])
 		} else {

@@ -1,6 +1,7 @@
 package ship
 
 import (
+	"errors"
 	"net"
 	"syscall"
 	"time"
@@ -28,10 +29,10 @@ func tryWrite(fd uintptr, p []byte, more bool) (int, error) {
 	}
 	for {
 		n, err := unix.SendmsgN(int(fd), p, nil, nil, flags)
-		switch err {
-		case syscall.EINTR:
+		switch {
+		case errors.Is(err, syscall.EINTR):
 			continue
-		case syscall.EAGAIN:
+		case errors.Is(err, syscall.EAGAIN):
 			return 0, nil
 		}
 		return max(n, 0), err

@@ -34,8 +34,13 @@ func TestAdvantage(t *testing.T) {
 		ours, peer float64
 		want       float64
 	}{
-		{higher, 20, 10, 2}, {higher, 5, 10, 0.5}, {lower, 20, 10, 0.5}, {lower, 5, 10, 2},
-		{lower, 0, 0, 1}, {lower, 0, 3, math.Inf(1)}, {lower, 3, 0, 0},
+		{higher, 20, 10, 2},
+		{higher, 5, 10, 0.5},
+		{lower, 20, 10, 0.5},
+		{lower, 5, 10, 2},
+		{lower, 0, 0, 1},
+		{lower, 0, 3, math.Inf(1)},
+		{lower, 3, 0, 0},
 	} {
 		if got := c.m.advantage(c.ours, c.peer); got != c.want {
 			t.Errorf("advantage(%v, %v), lower %v = %v, want %v", c.ours, c.peer, c.m.lower, got, c.want)
