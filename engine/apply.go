@@ -200,6 +200,9 @@ func (db *DB) setRule(rule wal.Rule, end wal.LSN) {
 // CutLog cuts a follower's log back to lsn, the end of a frame, and takes the same from the index. What is
 // cut is kept in diverged/. It never goes below the committed mark. Durable on return.
 func (db *DB) CutLog(lsn wal.LSN) error {
+	if err := db.waitIndexed(context.Background()); err != nil { // the rule that was in force is known then
+		return fmt.Errorf("cut back to %v: %w", lsn, err)
+	}
 	db.roleMu.Lock()
 	defer db.roleMu.Unlock()
 	switch {
@@ -207,8 +210,8 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 		return ErrClosed
 	case !db.follower.Load():
 		return fmt.Errorf("cut back to %v: this node is the leader", lsn)
-	case lsn < db.marks.committedLSN() && !db.CommittedAlone(lsn):
-		return fmt.Errorf("cut back to %v: everything up to %v is committed", lsn, db.marks.committedLSN())
+	case lsn < db.marks.visibleLSN() && !db.CommittedAlone(lsn): // readers see only what is committed; the mark of that name waits for this disk too
+		return fmt.Errorf("cut back to %v: everything up to %v is committed", lsn, db.marks.visibleLSN())
 	}
 	if err := db.log.CanTruncate(lsn); err != nil {
 		return fmt.Errorf("cut back to %v: %w", lsn, err)
@@ -247,9 +250,12 @@ func (db *DB) holdFloor(hold bool) {
 // CommittedAlone reports whether no follower had to confirm what was committed at or above an LSN: the rule in force there asks
 // for none, or was degraded, and nothing in the log says otherwise since. In doubt it answers no.
 func (db *DB) CommittedAlone(from wal.LSN) bool {
+	if db.waitIndexed(context.Background()) != nil {
+		return false
+	}
 	m := &db.marks
 	m.mu.Lock()
-	rule, degraded, committed := Level(m.rule.Level), m.degraded, m.committedLSN()
+	rule, degraded, committed := Level(m.rule.Level), m.degraded, m.visibleLSN()
 	m.mu.Unlock()
 	if rule.synchronous() && (degraded == 0 || degraded > from) {
 		return false
