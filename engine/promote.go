@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
+	"time"
 
 	"shiplog/wal"
 )
@@ -217,24 +217,43 @@ func (b *ballot) ask(ctx context.Context, e wal.Epoch) (*Candidacy, error) {
 	log := b.db.log
 	own := Vote{Granted: true, Promised: log.Promised(), Last: log.Epoch(), End: log.Head()}
 	c.Promised = append(c.Promised, NodeVote{wal.Voter{ID: log.NodeID()}, own})
-	var mu sync.Mutex // guards c
-	var asks sync.WaitGroup
-	for _, v := range b.others {
-		asks.Go(func() {
-			vote, err := b.el.Ask(ctx, v, e)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				c.Missing = append(c.Missing, fmt.Sprintf("%s: %v", voterName(v), err))
-				return
-			}
-			c.Promised = append(c.Promised, NodeVote{v, vote})
-		})
+	type answer struct {
+		vote NodeVote
+		err  error
 	}
-	asks.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan answer, len(b.others))
+	for _, v := range b.others {
+		go func() { // ends with ctx
+			vote, err := b.el.Ask(ctx, v, e)
+			answers <- answer{NodeVote{v, vote}, err}
+		}()
+	}
+	var enough <-chan time.Time
+	for range b.others {
+		if e != 0 && enough == nil && b.met(c.Promised) {
+			enough = time.After(lateVotes)
+		}
+		select {
+		case a := <-answers:
+			if a.err != nil {
+				c.Missing = append(c.Missing, fmt.Sprintf("%s: %v", voterName(a.vote.Node), a.err))
+			} else {
+				c.Promised = append(c.Promised, a.vote)
+			}
+		case <-enough:
+			c.Missing = append(c.Missing, "others: not waited for")
+			c.End = log.Head()
+			return c, nil
+		}
+	}
 	c.End = log.Head()
 	return c, nil
 }
+
+// lateVotes is how long others are waited for once enough have promised: they then follow at once, and need not be found later.
+const lateVotes = 100 * time.Millisecond
 
 func voterName(v wal.Voter) string {
 	if v.Name != "" {
@@ -255,16 +274,18 @@ func (b *ballot) elect(ctx context.Context, force bool) (*Candidacy, error) {
 		if err != nil {
 			return nil, err
 		}
-		higher := wal.Epoch(0)
+		taken := wal.Epoch(0) // the highest epoch that somebody has promised to another
 		for _, v := range c.Promised {
-			higher = max(higher, v.Vote.Promised)
+			if !v.Vote.Granted {
+				taken = max(taken, v.Vote.Promised)
+			}
 		}
 		switch {
-		case higher > e:
-			if err := log.Promise(higher); err != nil {
+		case taken >= e:
+			if err := log.Promise(taken); err != nil {
 				return nil, fmt.Errorf("promote: %w", err)
 			}
-			continue // somebody has promised more: one term above that
+			continue // one term above that
 		case b.met(c.Promised):
 			return c, nil
 		case force:
@@ -314,6 +335,9 @@ func (db *DB) waitIndexed(ctx context.Context) error {
 		if db.marks.indexedLSN() >= db.log.BatchEnd() {
 			return nil
 		}
+		if db.closed.Load() {
+			return ErrClosed
+		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
@@ -353,7 +377,7 @@ func (db *DB) takeLead(c *Candidacy) error {
 	m.mu.Lock()
 	rule := m.rule
 	m.mu.Unlock()
-	rule = db.withoutSelf(rule)
+	rule = db.ruleAsLeader(rule)
 	end, err := db.log.StartEpoch(c.Epoch, rule)
 	if err != nil {
 		return fmt.Errorf("promote: %w", err)
@@ -364,9 +388,7 @@ func (db *DB) takeLead(c *Candidacy) error {
 	m.followers = map[wal.NodeID]*follower{}
 	m.ends, m.waiting = lsnQueue{}, waiterQueue{}
 	m.rule, m.degraded, m.failed, m.told = rule, 0, nil, 0
-	for i := range m.changes {
-		m.changes[i].old = db.withoutSelf(m.changes[i].old)
-	}
+	m.changes = nil // who has promised has done so under the old and the new; the epoch's record begins with the new alone
 	m.ruleMoved()
 	m.indexed.Store(uint64(end))
 	m.mu.Unlock()
@@ -382,10 +404,23 @@ func (db *DB) takeLead(c *Candidacy) error {
 	return nil
 }
 
-// withoutSelf is a rule as this node leads by it: its own confirmation is its disk's, and is not counted.
-func (db *DB) withoutSelf(rule wal.Rule) wal.Rule {
+// ruleAsLeader is a rule as this node leads by it: the leader is not in its own list, where its predecessor takes its place. So the set
+// of voters stays what it was.
+func (db *DB) ruleAsLeader(rule wal.Rule) wal.Rule {
 	self := db.log.NodeID()
-	rule.Voters = slices.DeleteFunc(slices.Clone(rule.Voters), func(v wal.Voter) bool { return v.ID == self })
+	voters := slices.DeleteFunc(slices.Clone(rule.Voters), func(v wal.Voter) bool { return v.ID == self })
+	history := db.log.History()
+	last := wal.Voter{ID: history[len(history)-1].Leader}
+	if len(voters) < len(rule.Voters) && len(voters) < MaxVoters && last.ID != self &&
+		!slices.ContainsFunc(voters, func(v wal.Voter) bool { return v.ID == last.ID }) {
+		if el := db.electorate; el != nil {
+			if v, ok := el.Leader(); ok && v.ID == last.ID {
+				last = v
+			}
+		}
+		voters = append(voters, last)
+	}
+	rule.Voters = voters
 	return rule
 }
 

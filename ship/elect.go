@@ -212,6 +212,9 @@ func (l *Leader) answer(c *conn, call *Call) error {
 	if err := c.nc.SetDeadline(time.Now().Add(takeOverTimeout)); err != nil {
 		return ioError("call", err)
 	}
+	if call.Addr != "" {
+		call.Addr = reachable(call.Addr, c.nc.RemoteAddr())
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), takeOverTimeout)
 	defer cancel()
 	v, err := l.opts.Answer(ctx, call)

@@ -38,7 +38,7 @@ type LeaderOptions struct {
 	// Name and Addr are told to followers: this node's name, and the address by which clients reach it.
 	Name, Addr string
 	// Answer, when set, answers calls. When a promise is granted, it is persisted, and nothing more is taken from a leader of an
-	// older epoch, before the answer.
+	// older epoch, before the answer. The call's address is as this node reaches it.
 	Answer func(ctx context.Context, c *Call) (*Vote, error)
 	// Upstream, when set, says whom this node itself follows: nil for nobody. Its marks carry the clock of the
 	// leader at the end of the chain.

@@ -24,6 +24,8 @@ const (
 	lookEvery = time.Second
 	// handOverTimeout bounds how long a switchover waits for its target, while nothing is written.
 	handOverTimeout = 10 * time.Second
+	// maxCallers bounds how many callers' addresses are kept.
+	maxCallers = engine.MaxVoters
 )
 
 // openNode opens the database as the flags say; a node whose last epoch has ended elsewhere, as a follower: it finds its
@@ -126,6 +128,7 @@ func (n *node) ask(ctx context.Context, addr string, op ship.CallOp, e wal.Epoch
 
 // answer answers another node's call.
 func (n *node) answer(ctx context.Context, c *ship.Call) (*ship.Vote, error) {
+	n.noteCaller(c)
 	granted := false
 	switch c.Op {
 	case ship.CallPromise:
@@ -136,6 +139,7 @@ func (n *node) answer(ctx context.Context, c *ship.Call) (*ship.Vote, error) {
 			return nil, err
 		}
 		if granted {
+			n.setResumes(false)
 			n.log.Warn("promised an epoch", "epoch", c.Epoch.String(), "candidate", c.Name)
 			// Nothing more comes from an older leader, and nothing more is written by this one, before the end is told.
 			n.unfollow()
@@ -158,6 +162,20 @@ func (n *node) answer(ctx context.Context, c *ship.Call) (*ship.Vote, error) {
 		granted = true
 	}
 	return n.vote(granted), nil
+}
+
+// noteCaller remembers where a caller is: a leader calls the voters that have lost it, and they cannot know its address by their
+// logs, because a leader is not in its own list.
+func (n *node) noteCaller(c *ship.Call) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, known := n.callers[c.Node]; c.Addr == "" || !known && len(n.callers) == maxCallers {
+		return
+	}
+	if n.callers == nil {
+		n.callers = map[wal.NodeID]string{}
+	}
+	n.callers[c.Node] = c.Addr
 }
 
 // vote says how far this node is.
@@ -209,7 +227,7 @@ func (n *node) promote(ctx context.Context, o engine.PromoteOptions) (*engine.Ca
 		}
 	default:
 		n.mu.Lock()
-		n.follower, n.upstream, n.askedAt, n.final = nil, "", "", nil
+		n.follower, n.upstream, n.askedAt, n.final, n.resumes = nil, "", "", nil, false
 		n.mu.Unlock()
 		n.renew()
 	}
@@ -270,7 +288,7 @@ type handedOver struct {
 	PauseMs float64 `json:"pause_ms"` // from the last write that this node took to the answer of the new leader
 }
 
-// Switchover implements httpd.Control: it stops writes, waits until the target has everything on its disk, and has it take over. When
+// Switchover implements httpd.Control: it stops writes, waits until the target has on its disk all that readers have seen, and has it take over. When
 // that fails, this node leads again.
 func (n *node) Switchover(ctx context.Context, to string) (any, error) {
 	if !n.leads() {
@@ -318,13 +336,13 @@ func (n *node) handOver(ctx context.Context, addr string, find func() (ship.Peer
 		if !ok {
 			return nil, errors.New("the target has gone")
 		}
-		if target.Durable >= n.db.Log().Head() {
+		if target.Durable >= n.db.Visible() { // the rest was never acknowledged; it is copied with this node's promise
 			break
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("the target is durable up to %v of %v: %w", target.Durable, n.db.Log().Head(), ctx.Err())
+			return nil, fmt.Errorf("the target is durable up to %v of %v: %w", target.Durable, n.db.Visible(), ctx.Err())
 		}
 	}
 	vote, err := n.ask(ctx, addr, ship.CallTakeOver, 0, handOverTimeout)
@@ -335,6 +353,29 @@ func (n *node) handOver(ctx context.Context, addr string, find func() (ship.Peer
 		return nil, errors.New("the target did not take over")
 	}
 	return vote, nil
+}
+
+// ledLast reports whether this node led the last epoch that it knows of, and has not made way for another.
+func (n *node) ledLast() bool {
+	log := n.db.Log()
+	if log.Empty() || log.Promised() > log.Epoch() {
+		return false
+	}
+	history := log.History()
+	return history[len(history)-1].Leader == log.NodeID()
+}
+
+// setResumes says whether this node is to lead again.
+func (n *node) setResumes(is bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.resumes = is
+}
+
+func (n *node) willResume() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.resumes
 }
 
 // watch looks for another leader from time to time, until ctx ends.
@@ -352,14 +393,15 @@ func (n *node) watch(ctx context.Context) {
 }
 
 // look asks the nodes that this one does not hear of. A leader that learns of a higher epoch steps down; a follower whose upstream is
-// gone goes to whoever leads.
+// gone goes to whoever leads; and if nobody does, a node that was promoted before it was restarted with the flags of a follower leads
+// again, like one that was started as the leader: with the promises that any promotion needs.
 func (n *node) look(ctx context.Context) {
 	log := n.db.Log()
 	if log.Empty() || n.leader == nil || ctx.Err() != nil {
 		return
 	}
 	leads := n.leads()
-	if !leads && n.hears() {
+	if !leads && n.hears() && !n.willResume() {
 		return
 	}
 	votes := n.survey(ctx, leads)
@@ -369,12 +411,22 @@ func (n *node) look(ctx context.Context) {
 	highest, leader := wal.Epoch(0), (*ship.Vote)(nil)
 	for _, v := range votes {
 		highest = max(highest, v.Promised, v.Last)
-		if v.Leads && (leader == nil || v.Last > leader.Last) {
+		if v.Leads && v.Last >= max(log.Epoch(), log.Promised()) && (leader == nil || v.Last > leader.Last) {
 			leader = v
 		}
 	}
+	if !leads && leader == nil && highest <= log.Promised() && n.willResume() {
+		n.log.Info("nobody leads; this node did, and does so again")
+		if _, err := n.promote(ctx, engine.PromoteOptions{}); err != nil {
+			n.log.Warn("not yet the leader again", "error", err)
+		}
+		return
+	}
 	n.changing.Lock()
 	defer n.changing.Unlock()
+	if leader != nil {
+		n.setResumes(false)
+	}
 	if highest > max(log.Epoch(), log.Promised()) {
 		if err := n.db.Fence(highest); err != nil {
 			n.log.Error("a higher epoch is not persisted", "epoch", highest.String(), "error", err)
@@ -403,7 +455,7 @@ func (n *node) look(ctx context.Context) {
 	}
 }
 
-// hears reports whether this node follows somebody who answers.
+// hears reports whether this node follows somebody who answers. A voter follows the leader itself: behind another follower it does not count.
 func (n *node) hears() bool {
 	n.mu.Lock()
 	f, final := n.follower, n.final
@@ -412,6 +464,10 @@ func (n *node) hears() bool {
 		return false
 	}
 	s := f.Status()
+	if s.Connected && s.Hops > 0 {
+		self := n.db.Log().NodeID()
+		return !slices.ContainsFunc(n.db.Stats().Voters, func(v wal.Voter) bool { return v.ID == self })
+	}
 	return s.Connected || time.Since(s.Since) < lookEvery
 }
 
@@ -435,6 +491,9 @@ func (n *node) survey(ctx context.Context, leads bool) []*ship.Vote {
 	if !leads {
 		n.mu.Lock()
 		add(n.upstream)
+		for _, addr := range n.callers {
+			add(addr)
+		}
 		n.mu.Unlock()
 		add(n.cfg.Follow)
 	}

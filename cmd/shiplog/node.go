@@ -37,7 +37,9 @@ type node struct {
 	askedAt  string // RESP address that REPLICAOF named; empty: --follow
 	final    error  // why the follower has given up
 	stop     context.CancelFunc
-	stopped  chan struct{} // closed when the follower has ended
+	stopped  chan struct{}         // closed when the follower has ended
+	resumes  bool                  // this node led last, and will again unless somebody else leads or is to
+	callers  map[wal.NodeID]string // shipping addresses of nodes that have called; at most maxCallers
 }
 
 var (
@@ -110,6 +112,7 @@ func (n *node) ReplicaOf(ctx context.Context, host, port string) error {
 	if err := n.stepDown(ctx); err != nil {
 		return err
 	}
+	n.setResumes(false)
 	return n.follow(addr, asked)
 }
 

@@ -126,6 +126,7 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 		go func() { failed <- wrap("http", web.Serve(ports.http)) }() // ends by web.Shutdown
 	}
 	if cfg.Follow != "" {
+		n.resumes = n.ledLast()
 		if err := n.follow(cfg.Follow, ""); err != nil {
 			return err
 		}
