@@ -21,7 +21,7 @@ var ycsbWorkloads = []workload{
 func ycsb(name, label string, readPercent int) workload {
 	run := func(e *env) (results, error) {
 		return e.mix(label, func(w *ycsbWorker, _ int) error {
-			index := e.data.permute(w.zipf.rank(w.rng))
+			index := w.draw()
 			if w.rng.IntN(100) < readPercent {
 				return w.get(2*index, true)
 			}
@@ -38,7 +38,7 @@ func ycsbE(e *env) (results, error) {
 			w.inserted.Add(1)
 			return w.put(2*e.data.permute(uint64(i))+1, 0)
 		}
-		return w.scan(e.data.permute(w.zipf.rank(w.rng)), 1+w.rng.IntN(longest))
+		return w.scan(w.draw(), 1+w.rng.IntN(longest))
 	})
 }
 
@@ -52,7 +52,11 @@ func (e *env) mix(label string, op func(w *ycsbWorker, i int) error) (results, e
 	z := newZipf(e.data.n)
 	var workers []*ycsbWorker
 	for w, rng := range seeded(ycsbWorkers) {
-		workers = append(workers, &ycsbWorker{reader: newReader(e.data, s[w]), rng: rng, zipf: z, inserted: &inserted})
+		worker := &ycsbWorker{reader: newReader(e.data, s[w]), rng: rng, inserted: &inserted}
+		for range e.N/ycsbWorkers + 1 {
+			worker.draws = append(worker.draws, uint32(e.data.permute(z.rank(rng))))
+		}
+		workers = append(workers, worker)
 	}
 	m, err := e.measure(ycsbWorkers, e.N, e.Limit, func(w, i int) error { return op(workers[w], i) })
 	if err != nil {
@@ -68,9 +72,16 @@ func (e *env) mix(label string, op func(w *ycsbWorker, i int) error) (results, e
 type ycsbWorker struct {
 	*reader
 	rng      *rand.Rand
-	zipf     *zipf
+	draws    []uint32 // zipfian indexes, one an operation: drawn before, because that costs as much as a fast store
 	inserted *atomic.Int64
 	v        []byte
+}
+
+// draw returns the index of the next key to use.
+func (w *ycsbWorker) draw() uint64 {
+	next := w.draws[0]
+	w.draws = w.draws[1:]
+	return uint64(next)
 }
 
 func (w *ycsbWorker) put(number uint64, version uint16) error {
