@@ -57,7 +57,8 @@ func (quietPebble) Fatalf(format string, args ...any) {
 
 func (s *pebbleStore) Session() (Session, error) { return &pebbleSession{s.db, s.write}, nil }
 
-func (s *pebbleStore) Close() error { return s.db.Close() }
+// Close flushes the memtable, which Pebble would otherwise replay from its log at the next open.
+func (s *pebbleStore) Close() error { return errors.Join(s.db.Flush(), s.db.Close()) }
 
 type pebbleSession struct {
 	db    *pebble.DB
