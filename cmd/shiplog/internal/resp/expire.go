@@ -191,7 +191,7 @@ func decideGetEx(tx Tx, w *writer, args [][]byte) error {
 	}
 	var value []byte
 	err = tx.Entry(args[1], func(v []byte, old int64) error {
-		if old != expiry {
+		if !o.persist || old != 0 { // the same time again is a write too: who watches the key sees it
 			value = append(make([]byte, 0, len(v)), v...)
 		}
 		return nil

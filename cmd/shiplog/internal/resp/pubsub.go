@@ -251,11 +251,9 @@ func (s *subscriber) names(patterns bool) map[string]struct{} {
 	return s.channels
 }
 
-// confirm appends the reply to one subscription or its end, behind the messages that came before: once it is
-// written, no message of an ended subscription follows.
+// confirm appends the reply to one subscription or its end. Messages that wait come behind it.
 func (s *subscriber) confirm(kind string, name []byte) {
 	w := &s.c.out
-	w.buf = append(w.buf, s.take()...)
 	w.push(3)
 	w.bulkString(kind)
 	if name == nil {
@@ -310,6 +308,7 @@ func unsubscribe(c *conn, args [][]byte) {
 	}
 	for _, name := range names {
 		c.unsubscribeFrom(string(name), patterns)
+		c.out.buf = append(c.out.buf, s.take()...) // no message follows the end of its subscription
 		s.confirm(kind, name)
 	}
 }
