@@ -233,6 +233,9 @@ func (db *DB) abandon(c *commit, cause error) (wal.LSN, error) {
 
 // outcome is the answer of a commit whose wait is over.
 func (db *DB) outcome(c *commit) (wal.LSN, error) {
+	if c.err == nil && !db.held() { // asked again: this goroutine may have slept since its wait was over
+		return 0, &OutcomeError{Position: db.unsure(c.end), Cause: ErrLeaseLost}
+	}
 	if c.err == nil {
 		return c.end, c.refused
 	}

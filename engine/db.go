@@ -72,7 +72,7 @@ func Open(dir string, opts *Options) (*DB, error) {
 	}
 	db := &DB{opts: o, clock: newClock(o.Now)}
 	db.marks.followers = map[wal.NodeID]*follower{}
-	db.marks.named = o.Voters
+	db.marks.named, db.marks.lease = o.Voters, o.Lease
 	if !o.Follower {
 		db.clock.observe(db.clock.now().UnixMilli())
 	}
@@ -159,6 +159,9 @@ func (db *DB) becomeLeader(asked *Options) error {
 			return err
 		}
 	default:
+		if db.opts.Lease != nil {
+			return fmt.Errorf("%w: with a lease a database is opened as a follower, and promoted", ErrInvalidOption)
+		}
 		history := db.log.History()
 		last := history[len(history)-1]
 		if last.Leader != db.log.NodeID() {
@@ -243,6 +246,8 @@ func (db *DB) refuse(c *commit) error {
 		return ErrReadOnly
 	case db.fenced.Load() != 0:
 		return fmt.Errorf("%w: epoch %v", ErrFenced, wal.Epoch(db.fenced.Load()))
+	case !db.held():
+		return ErrLeaseLost
 	case db.overfull.Load() && c.control == nil && !c.own.w.Urgent:
 		return fmt.Errorf("%w: the index cannot be written, and has outgrown its memory", ErrNoSpace)
 	}

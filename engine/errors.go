@@ -33,6 +33,9 @@ var (
 	ErrReadOnly = errors.New("engine: this node is a follower")
 	// ErrFenced is returned for writes on a leader that has learnt of a higher epoch.
 	ErrFenced = errors.New("engine: fenced by a higher epoch")
+	// ErrLeaseLost is returned by a leader whose lease has run out: for reads, for writes before anything is written, and as the cause of
+	// ErrUnknownOutcome for those that were under way.
+	ErrLeaseLost = errors.New("engine: the lease to lead has run out")
 	// ErrLoading is returned for reads while what was recovered, or copied so far, may not be shown yet.
 	ErrLoading = errors.New("engine: loading")
 	// ErrTrimmed is returned by Changes for a position below the tail of the log.

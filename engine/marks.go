@@ -18,15 +18,18 @@ type marks struct {
 	ruleLevel atomic.Uint32                           // the strongest of rule and changes
 	voters    atomic.Pointer[map[wal.NodeID]struct{}] // of rule and changes; replaced, never changed
 
-	log *wal.Log // told of the committed mark
+	log   *wal.Log // told of the committed mark
+	lease Lease    // nil: none is needed
 
 	mu        sync.Mutex // guards everything below
 	leader    bool
 	rule      wal.Rule
 	changes   []ruleChange        // on the way to rule, oldest first
+	ruleEnd   wal.LSN             // end of the last record that changed the rule
 	ruleFrom  wal.LSN             // end of the last record that changed the rule and was committed
 	named     []string            // the only names that may vote; empty: each that connects
 	removed   map[string]struct{} // names that SetRule has taken out
+	narrowing int                 // changes that nobody else is eligible for, and that are not in the log yet
 	degraded  wal.LSN             // start of the open degraded span; 0: none
 	epochEnd  wal.LSN             // end of this leader's epoch record: nothing below it commits alone
 	told      wal.LSN             // follower: the committed mark that its upstream told
@@ -214,7 +217,7 @@ func (m *marks) advance() {
 }
 
 func (m *marks) advanceLeader() {
-	if m.fenced != nil {
+	if m.fenced != nil || m.lease != nil && !m.lease.Held() {
 		return
 	}
 	if m.failed != nil && m.ends.empty() {
@@ -247,7 +250,7 @@ func (m *marks) setRule(rule wal.Rule, end wal.LSN) {
 	for i := range m.changes {
 		m.changes[i].old, _ = changeOf(m.changes[i].old, rule)
 	}
-	m.rule = rule
+	m.rule, m.ruleEnd = rule, end
 	if both && end > m.log.Committed() {
 		m.changes = append(m.changes, ruleChange{end, old})
 	}

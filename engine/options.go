@@ -85,6 +85,10 @@ type Options struct {
 	// StaleReads lets reads see the last known committed state where they would answer ErrLoading.
 	StaleReads bool
 
+	// Lease, when set, bounds what this node does as a leader; see [Lease]. A database that exists must then be opened as a Follower, and is
+	// promoted. Nil: a leader leads until it learns of another.
+	Lease Lease
+
 	// Logger receives what an operator should know. Nil discards it.
 	Logger *slog.Logger
 	// FS is the file system. Nil: the operating system's.

@@ -288,7 +288,7 @@ func (db *DB) waitChange(ctx context.Context, changed <-chan struct{}, deadline,
 	case <-alarm:
 	}
 	if next.Equal(degradeAt) {
-		return db.beginDegraded()
+		return db.narrowed(ctx, db.beginDegraded)
 	}
 	return fmt.Errorf("%w: %w", cause, context.DeadlineExceeded)
 }

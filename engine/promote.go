@@ -267,6 +267,10 @@ func (b *ballot) elect(ctx context.Context, force bool) (*Candidacy, error) {
 	log := b.db.log
 	for range electAttempts {
 		e := max(log.Epoch(), log.Promised()).NextTerm()
+		e, err := b.db.grantedTerm(ctx, e)
+		if err != nil {
+			return nil, err
+		}
 		if err := log.Promise(e); err != nil { // its own promise comes first
 			return nil, fmt.Errorf("promote: %w", err)
 		}

@@ -64,6 +64,9 @@ func (db *DB) viewLatest(key []byte, fn func(value []byte, expiry int64) error) 
 		if err != nil {
 			return db.indexError(err)
 		}
+		if err := db.leased(); err != nil { // a lease that runs now ran when at was read
+			return err
+		}
 		if !ok || v.Kind == memindex.Delete {
 			return ErrNotFound
 		}
@@ -110,6 +113,9 @@ func (db *DB) expired(expiry, now int64) bool { return expiry != 0 && now >= exp
 func (db *DB) readable() error {
 	if db.closed.Load() {
 		return ErrClosed
+	}
+	if err := db.leased(); err != nil {
+		return err
 	}
 	if err := db.applyErr.Load(); err != nil {
 		return fmt.Errorf("%w: application of the log has stopped: %w", ErrLoading, *err)

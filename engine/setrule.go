@@ -105,10 +105,21 @@ func (db *DB) changeRule(ctx context.Context, r Rule, force bool) (Position, err
 		db.noteNames(old.Voters, r.Voters)
 		return db.position(from), nil
 	}
+	var pos Position
+	err := db.narrowed(ctx, func() (err error) {
+		pos, err = db.appendRule(ctx, old, rule, from, short)
+		return err
+	})
+	return pos, err
+}
+
+// appendRule appends the record of a change; with short in a degraded span of its own, from an LSN on.
+func (db *DB) appendRule(ctx context.Context, old, rule wal.Rule, from wal.LSN, short bool) (Position, error) {
 	pos, err := db.appendRecord(&wal.RuleRecord{Rule: rule})
 	if err != nil {
 		return pos, err
 	}
+	r := ruleOf(rule)
 	db.opts.Logger.Info("commit rule changed", "rule", r.Level.String(), "voters", r.Voters, "forced", short, "lsn", pos.LSN.String())
 	db.noteNames(old.Voters, r.Voters)
 	if !short {

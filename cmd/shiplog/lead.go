@@ -211,6 +211,13 @@ func (n *node) stepDown(ctx context.Context) error {
 
 // promote makes this node the leader.
 func (n *node) promote(ctx context.Context, o engine.PromoteOptions) (*engine.Candidacy, error) {
+	if n.lease != nil && !o.DryRun {
+		n.standing.Lock()
+		defer n.standing.Unlock()
+		if err := n.acquire(ctx, o.Force); err != nil {
+			return nil, err
+		}
+	}
 	n.mu.Lock()
 	addr, asked, following := n.upstream, n.askedAt, n.stop != nil
 	n.mu.Unlock()
@@ -218,6 +225,7 @@ func (n *node) promote(ctx context.Context, o engine.PromoteOptions) (*engine.Ca
 	switch {
 	case o.DryRun:
 	case err != nil:
+		n.giveUpLease(ctx)
 		n.changing.Lock()
 		defer n.changing.Unlock()
 		if following && n.db.Role() == engine.Follower {
@@ -310,6 +318,8 @@ func (n *node) Switchover(ctx context.Context, to string) (any, error) {
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
 	began := time.Now()
+	n.handing.Store(true)
+	defer n.handing.Store(false)
 	n.changing.Lock()
 	err := n.db.Follow(ctx) // writes end here; the follower goes on being fed
 	n.changing.Unlock()
@@ -343,6 +353,12 @@ func (n *node) handOver(ctx context.Context, addr string, find func() (ship.Peer
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil, fmt.Errorf("the target is durable up to %v of %v: %w", target.Durable, n.db.Visible(), ctx.Err())
+		}
+	}
+	if n.lease != nil {
+		target, _ := find()
+		if err := n.lease.HandOver(ctx, target.ID.String()); err != nil {
+			return nil, err
 		}
 	}
 	vote, err := n.ask(ctx, addr, ship.CallTakeOver, 0, handOverTimeout)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"shiplog/cmd/shiplog/internal/config"
@@ -28,6 +29,10 @@ type node struct {
 	shipAddr string // as followers reach it; empty: none are served
 	httpAddr string
 	clients  func() resp.Stats
+
+	lease    *membership // nil: roles change by hand
+	standing sync.Mutex  // one attempt to lead at a time; before changing
+	handing  atomic.Bool // a switchover is under way
 
 	changing sync.Mutex // one change of role or upstream at a time; before mu
 
@@ -101,6 +106,9 @@ func (n *node) ReplicaOf(ctx context.Context, host, port string) error {
 	if host == "" {
 		_, err := n.promote(ctx, engine.PromoteOptions{})
 		return mapError(err)
+	}
+	if n.lease != nil {
+		return errors.New("a lease says who leads this group: use FAILOVER, or shiplog switchover")
 	}
 	asked := net.JoinHostPort(host, port)
 	addr, err := askShipAddr(ctx, asked, n.cfg.Password, n.cfg.ClientTLS)

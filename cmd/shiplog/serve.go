@@ -15,6 +15,7 @@ import (
 	"shiplog/cmd/shiplog/internal/config"
 	"shiplog/cmd/shiplog/internal/httpd"
 	"shiplog/cmd/shiplog/internal/resp"
+	"shiplog/engine"
 	"shiplog/ship"
 )
 
@@ -69,18 +70,27 @@ func listen(cfg *config.Node) (l listeners, err error) {
 	return l, nil
 }
 
+// open opens the database; lease is nil where none was asked for.
+func open(ctx context.Context, cfg *config.Node, ports *listeners) (*engine.DB, *membership, error) {
+	if len(cfg.Etcd) > 0 {
+		return openInGroup(ctx, cfg, ports)
+	}
+	db, err := openNode(cfg)
+	return db, nil, err
+}
+
 // serve runs a node until ctx ends or a part of it fails.
 func serve(ctx context.Context, cfg *config.Node) error {
 	ports, err := listen(cfg)
 	if err != nil {
 		return err
 	}
-	db, err := openNode(cfg)
+	db, lease, err := open(ctx, cfg, &ports)
 	if err != nil {
 		ports.close()
 		return err
 	}
-	n := &node{cfg: cfg, db: db, log: cfg.Logger, started: time.Now(), respAddr: ports.resp.Addr().String()}
+	n := &node{cfg: cfg, db: db, lease: lease, log: cfg.Logger, started: time.Now(), respAddr: ports.resp.Addr().String()}
 	if ports.ship != nil {
 		n.shipAddr = ports.ship.Addr().String()
 	}
@@ -89,6 +99,9 @@ func serve(ctx context.Context, cfg *config.Node) error {
 	}
 	err = n.run(ctx, &ports)
 	ports.close()
+	if lease != nil { // nothing is written any more, and followers have been sent all
+		err = errors.Join(err, lease.Close())
+	}
 	if closeErr := db.Close(); closeErr != nil {
 		return errors.Join(err, closeErr)
 	}
@@ -135,6 +148,9 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 	watched, stopWatch := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { n.watch(watched) }) // ended by stopWatch
+	if n.lease != nil {
+		watch.Go(func() { n.automate(watched) }) // ended by stopWatch
+	}
 	defer watch.Wait()
 	defer stopWatch()
 	ln := ports.resp
@@ -150,6 +166,7 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 		n.log.Info("draining")
 	case cause = <-failed:
 	}
+	stopWatch() // this node's role stays what it is
 	drain, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout)
 	defer cancel()
 	if err := clients.Shutdown(drain); err != nil {

@@ -28,6 +28,7 @@ var known = []struct{ engine, resp error }{
 	{engine.ErrUnknownOutcome, resp.ErrUnknownOutcome}, // before its causes
 	{engine.ErrReadOnly, resp.ErrReadOnly},
 	{engine.ErrFenced, resp.ErrReadOnly},
+	{engine.ErrLeaseLost, resp.ErrNotLeading},
 	{engine.ErrLoading, resp.ErrLoading},
 	{engine.ErrTooFewFollowers, resp.ErrTooFewFollowers},
 	{engine.ErrKeyTooLarge, resp.ErrTooLarge},

@@ -48,6 +48,13 @@ type Serve struct {
 	SortWhenIdle  bool
 	StaleReads    bool
 
+	Etcd     []string // endpoints; none: roles change by hand
+	Group    string
+	LeaseTTL time.Duration
+	EtcdCA   string
+	EtcdCert string
+	EtcdKey  string
+
 	SecretFile      string
 	RequirePassFile string
 	TLS             TLS
@@ -81,6 +88,12 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.IntVar(&c.SpaceFactor, "space-factor", 0, "keep the log below this many hundredths of what lives in it; -1: reclaim nothing (default 200)")
 	fs.BoolVar(&c.SortWhenIdle, "sort-when-idle", false, "while nothing is written, write small records again in the order of their keys: faster scans")
 	fs.BoolVar(&c.StaleReads, "stale-reads", false, "serve the last known state where reads would answer LOADING")
+	fs.StringSliceVar(&c.Etcd, "etcd", nil, "etcd endpoints, HOST:PORT or URL: a lease there says who leads, and a follower takes over by itself")
+	fs.StringVar(&c.Group, "group", "", "name in etcd of the group of nodes that this one belongs to (required with --etcd)")
+	fs.DurationVar(&c.LeaseTTL, "lease-ttl", 5*time.Second, "how long the lease runs without being renewed, in whole seconds: the longest time without a leader, nearly")
+	fs.StringVar(&c.EtcdCA, "etcd-ca", "", "authorities (PEM) that certify etcd")
+	fs.StringVar(&c.EtcdCert, "etcd-cert", "", "certificate (PEM) of this node towards etcd")
+	fs.StringVar(&c.EtcdKey, "etcd-key", "", "private key (PEM) of --etcd-cert")
 	fs.StringVar(&c.SecretFile, "secret-file", "", "file with the secret that nodes share (or the environment variable "+SecretEnv+")")
 	fs.StringVar(&c.RequirePassFile, "requirepass-file", "", "file with the password of Redis clients and of HTTP")
 	c.TLS.Register(fs)
@@ -113,6 +126,7 @@ type Node struct {
 	ServerTLS *tls.Config // of the RESP and HTTP ports; nil: plain
 	ShipTLS   *tls.Config // of the shipping port, which asks for certificates when there is a CA
 	ClientTLS *tls.Config // towards other nodes
+	EtcdTLS   *tls.Config // towards etcd
 }
 
 // Resolve checks the settings and reads the files that they name. Its error lists everything that is wrong.
@@ -155,6 +169,7 @@ func (c *Serve) Resolve() (*Node, error) {
 	if c.Listen == "" {
 		check(errors.New("--listen is required"))
 	}
+	check(n.resolveEtcd())
 	if c.MaxClients < 1 || c.ClientMemory < 1<<20 || c.ClientTimeout < 0 || c.DrainTimeout < 0 {
 		check(errors.New("--max-clients must be at least 1, --client-memory at least 1 MiB, and timeouts not negative"))
 	}
@@ -209,6 +224,35 @@ func (n *Node) resolveEngine() error {
 		errs = append(errs, fmt.Errorf("--compression %q: want s2, zstd or none", n.Compression))
 	}
 	n.Engine = o
+	return errors.Join(errs...)
+}
+
+// resolveEtcd checks what says who leads.
+func (n *Node) resolveEtcd() error {
+	var errs []error
+	if len(n.Etcd) == 0 {
+		if n.Group != "" || n.EtcdCA != "" || n.EtcdCert != "" {
+			errs = append(errs, errors.New("--group and --etcd-ca, -cert, -key need --etcd"))
+		}
+		return errors.Join(errs...)
+	}
+	if n.Group == "" || len(n.Group) > 64 || strings.ContainsFunc(n.Group, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' }) {
+		errs = append(errs, fmt.Errorf("--group %q: want 1 to 64 printable characters without blanks and slashes", n.Group))
+	}
+	if n.LeaseTTL < time.Second || n.LeaseTTL > time.Hour || n.LeaseTTL%time.Second != 0 {
+		errs = append(errs, fmt.Errorf("--lease-ttl %v: want whole seconds, at least one", n.LeaseTTL))
+	}
+	if n.Follow != "" {
+		errs = append(errs, errors.New("--follow: with --etcd a node finds the leader by itself"))
+	}
+	if n.Ship == "" {
+		errs = append(errs, errors.New("--ship is required with --etcd: each node may come to lead"))
+	}
+	files := TLS{Cert: n.EtcdCert, Key: n.EtcdKey, CA: n.EtcdCA}
+	var err error
+	if n.EtcdTLS, err = files.Client(); err != nil {
+		errs = append(errs, fmt.Errorf("etcd: %w", err))
+	}
 	return errors.Join(errs...)
 }
 

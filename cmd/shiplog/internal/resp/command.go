@@ -162,11 +162,19 @@ func (c *conn) refusal(cmd *command, args [][]byte) string {
 	case !c.authed && cmd.flags&flagNoAuth == 0:
 		return errNoAuth
 	case cmd.check != nil && !c.srv.store.Writable():
-		return errReadOnly
+		return c.srv.readOnly()
 	case cmd.flags&flagPubSub == 0 && !c.out.resp3 && c.subscribed():
 		return "ERR Can't execute '" + cmd.name + "': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
 	}
 	return ""
+}
+
+// readOnly refuses a write on a follower, and says where to go.
+func (s *Server) readOnly() string {
+	if addr := s.node.LeaderAddr(); addr != "" {
+		return errReadOnly + " The leader is at " + addr
+	}
+	return errReadOnly
 }
 
 // reject answers a command that cannot be executed. It makes what MULTI has begun fail.

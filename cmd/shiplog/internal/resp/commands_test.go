@@ -152,6 +152,9 @@ func TestFollower(t *testing.T) {
 	c.expect(readOnly + readOnly + readOnly + "$1\r\nv\r\n" +
 		"-ERR WAIT cannot be used with replica instances. Please also note that since Redis 4.0 if a replica is configured to be writable (which is not the default) writes to replicas are just local and are not propagated.\r\n" +
 		"*5\r\n$5\r\nslave\r\n$8\r\n10.0.0.1\r\n:6380\r\n$9\r\nconnected\r\n:2\r\n")
+	s.n.leader.Store("10.0.0.1:6380")
+	c.send("SET k w\r\n")
+	c.expect("-READONLY You can't write against a read only replica. The leader is at 10.0.0.1:6380\r\n")
 	s.m.loading.Store(true)
 	c.send("GET k\r\nPING\r\n")
 	c.expect("-LOADING Redis is loading the dataset in memory\r\n+PONG\r\n")

@@ -306,6 +306,7 @@ type node struct {
 	m        *memory
 	replicas int // that have everything
 	followed chan string
+	leader   atomic.Value // string: where it says that the leader is
 }
 
 func (n *node) Info() resp.NodeInfo {
@@ -337,6 +338,11 @@ func (n *node) WaitReplicas(ctx context.Context, _ resp.Position, want int, _ bo
 }
 
 func (n *node) LocalDurable(context.Context, resp.Position, bool) bool { return true }
+
+func (n *node) LeaderAddr() string {
+	addr, _ := n.leader.Load().(string)
+	return addr
+}
 
 func (n *node) ReplicaOf(_ context.Context, host, port string) error {
 	if host == "" {

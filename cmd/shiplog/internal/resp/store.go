@@ -15,6 +15,8 @@ var (
 	ErrReadOnly = errors.New("resp: node is read only")
 	// ErrLoading is returned when reads must wait for the commit rule to hold for what was recovered.
 	ErrLoading = errors.New("resp: node is loading")
+	// ErrNotLeading is returned by a leader that may have been replaced without knowing it; nothing was written.
+	ErrNotLeading = errors.New("resp: node may not lead any more")
 	// ErrTooFewFollowers is returned when the commit rule cannot hold and the write was refused unwritten.
 	ErrTooFewFollowers = errors.New("resp: too few followers")
 	// ErrUnknownOutcome is returned when the wait for the commit rule ended early: the write may still be committed.
@@ -115,6 +117,8 @@ type Watch interface {
 
 // Node is what the server needs of the node around the store.
 type Node interface {
+	// LeaderAddr is where clients reach the leader, as far as this node knows; empty: it does not, or leads itself.
+	LeaderAddr() string
 	// Info returns what INFO, ROLE and CONFIG GET report.
 	Info() NodeInfo
 	// WaitReplicas waits until n followers have pos in memory, or on disk when durable, or ctx ends, and returns

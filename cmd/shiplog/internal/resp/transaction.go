@@ -185,7 +185,7 @@ func (c *conn) exec() {
 	case m.failed:
 		refusal = "EXECABORT Transaction discarded because of previous errors."
 	case writes && !c.srv.store.Writable():
-		refusal = execAbort(errReadOnly)
+		refusal = execAbort(c.srv.readOnly())
 	}
 	if refusal != "" {
 		c.discard()
