@@ -26,6 +26,8 @@ func startWriters(nodes []*process, n int) *writers {
 	w := &writers{acked: make([]atomic.Int64, n), stop: make(chan struct{})}
 	for i := range n {
 		w.keys = append(w.keys, fmt.Sprint("writer", i))
+	}
+	for i := range n {
 		w.wg.Go(func() {
 			clients := make([]*redis.Client, len(nodes))
 			for j, p := range nodes {
