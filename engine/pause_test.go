@@ -12,6 +12,8 @@ import (
 // writers come again with it as are queued; no longer than the last sync took, and not at all for some groups after it
 // has waited in vain.
 func TestAwaitVoters(t *testing.T) {
+	ForgetCommits()
+	defer ForgetCommits()
 	synctest.Test(t, func(t *testing.T) {
 		db, err := Open("db", &Options{FS: waltest.NewDisk(), Commit: Replicated(1), CommitTimeout: -1})
 		if err != nil {
