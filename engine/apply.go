@@ -40,6 +40,9 @@ func (db *DB) replay(from wal.LSN) error {
 			db.idx.SetFloor(refAt(min(c.end, db.log.Committed())))
 		}
 		db.freezeAfter(c)
+		if db.idx.Overfull(overfullOpen) {
+			return fmt.Errorf("replay up to %v: %w", db.marks.indexedLSN(), errIndexFull)
+		}
 		c.reset()
 		free <- c
 	}
@@ -135,6 +138,9 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 			}
 			if len(c.ops) >= chunkOps {
 				db.applyChunk(&c)
+				if err := db.awaitIndex(ctx); err != nil {
+					return err
+				}
 			}
 		}
 		if r != nil {
@@ -143,6 +149,9 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 			}
 		}
 		db.applyChunk(&c)
+		if err := db.awaitIndex(ctx); err != nil {
+			return err
+		}
 		if !db.log.Empty() {
 			db.marks.synced(db.log.Durable())
 		}
@@ -210,7 +219,7 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 		return ErrClosed
 	case !db.follower.Load():
 		return fmt.Errorf("cut back to %v: this node is the leader", lsn)
-	case lsn < db.marks.visibleLSN() && !db.CommittedAlone(lsn): // readers see only what is committed; the mark of that name waits for this disk too
+	case lsn < db.marks.visibleLSN() && !db.CommittedAlone(lsn): // what readers see is committed; the mark of that name also waits for this disk
 		return fmt.Errorf("cut back to %v: everything up to %v is committed", lsn, db.marks.visibleLSN())
 	}
 	if err := db.log.CanTruncate(lsn); err != nil {

@@ -248,8 +248,8 @@ func (db *DB) refuse(c *commit) error {
 		return fmt.Errorf("%w: epoch %v", ErrFenced, wal.Epoch(db.fenced.Load()))
 	case !db.held():
 		return ErrLeaseLost
-	case db.overfull.Load() && c.control == nil && !c.own.w.Urgent:
-		return fmt.Errorf("%w: the index cannot be written, and has outgrown its memory", ErrNoSpace)
+	case c.control == nil && !c.own.w.Urgent && db.indexOverfull():
+		return errIndexFull
 	}
 	return db.log.Err() // poisoned: nothing of a later write gets into the log
 }

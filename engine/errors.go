@@ -63,6 +63,9 @@ var (
 	ErrNoSpace = wal.ErrNoSpace
 )
 
+// errIndexFull is the full disk as the index meets it.
+var errIndexFull = fmt.Errorf("%w: the index cannot be written, and has outgrown its memory", ErrNoSpace)
+
 // OutcomeError is the error of a write whose wait ended before its commit rule or level held.
 // It matches ErrUnknownOutcome, and whatever ended the wait (context.DeadlineExceeded, ErrPoisoned...).
 type OutcomeError struct {

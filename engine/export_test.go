@@ -76,3 +76,6 @@ func (db *DB) Relocation(keys ...string) (appendAgain func() error, err error) {
 
 // RecordKey is the key of an encoded record.
 func RecordKey(p []byte) []byte { return recordKey(p) }
+
+// IndexOverfull reports whether the index has no room for more.
+func (db *DB) IndexOverfull() bool { return db.indexOverfull() }

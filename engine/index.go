@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"shiplog/engine/internal/index"
 	"shiplog/engine/internal/run"
@@ -114,9 +116,50 @@ func (db *DB) freeze(end wal.LSN) {
 		return
 	}
 	db.idx.Freeze(end, mark)
-	if db.idx.Overfull() {
+	if db.idx.Overfull(overfullAt) {
 		db.overfull.Store(true)
 	}
+}
+
+const (
+	// overfullAt is how many times over the index may outgrow its memory, while it cannot be written, before writes are refused and a
+	// follower stops applying.
+	overfullAt = 2
+	// overfullOpen is the same for Open: what was let in must also come back.
+	overfullOpen = 2 * overfullAt
+)
+
+// indexOverfull reports whether there is no room for more in the index.
+func (db *DB) indexOverfull() bool {
+	if !db.overfull.Load() {
+		return false
+	}
+	if db.idx.Overfull(overfullAt) {
+		return true
+	}
+	db.overfull.Store(false)
+	return false
+}
+
+// overfullEvery is how often a follower looks whether there is room again.
+const overfullEvery = 50 * time.Millisecond
+
+// awaitIndex holds application back while the index cannot be written and has outgrown its memory.
+func (db *DB) awaitIndex(ctx context.Context) error {
+	if !db.indexOverfull() {
+		return nil
+	}
+	db.opts.Logger.Error("application waits: the index cannot be written", "applied_lsn", db.marks.indexedLSN().String())
+	tick := time.NewTicker(overfullEvery)
+	defer tick.Stop()
+	for db.indexOverfull() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // freezeAfter freezes after a chunk that ends with a batch.

@@ -59,7 +59,8 @@ type Options struct {
 	FlushInterval time.Duration
 
 	// MemIndexSize bounds the memory of the index, in bytes, at least 1 MiB: keys beyond it are kept in sorted runs on disk.
-	// It may be passed while runs cannot be written, and by what is not committed yet. Zero: 256 MiB.
+	// It may be passed by what is not committed yet; and twice over while runs cannot be written, then writes answer ErrNoSpace and a
+	// follower stops applying. At most 16 GiB. Zero: 256 MiB.
 	MemIndexSize int64
 
 	// CacheSize is how many bytes of unpacked frames are kept for reads. Memory is taken as it is needed. Zero: 128 MiB. Negative: none.
@@ -107,6 +108,7 @@ const (
 	minSpaceFactor       = 120
 	defaultMaxPinned     = 4 << 30
 	minMemIndexSize      = 1 << 20
+	maxMemIndexSize      = 16 << 30 // a table reaches 64 GiB
 	defaultFlushInterval = 10 * time.Millisecond
 )
 
@@ -137,6 +139,9 @@ func (o *Options) withDefaults() (Options, error) {
 	}
 	if c.MemIndexSize != 0 && c.MemIndexSize < minMemIndexSize {
 		bad("index memory of %d bytes, at least %d are needed", c.MemIndexSize, minMemIndexSize)
+	}
+	if c.MemIndexSize > maxMemIndexSize {
+		bad("index memory of %d bytes, at most %d are possible", c.MemIndexSize, int64(maxMemIndexSize))
 	}
 	if c.SpaceFactor > 0 && c.SpaceFactor < minSpaceFactor {
 		bad("space factor %d, at least %d hundredths are needed", c.SpaceFactor, minSpaceFactor)

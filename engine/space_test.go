@@ -10,7 +10,9 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"shiplog/engine"
 	"shiplog/wal"
@@ -213,6 +215,132 @@ func fillTogether(t *testing.T, db *engine.DB, prefix string) model {
 	}
 	wg.Wait()
 	return m
+}
+
+// TestIndexThatCannotBeWritten: while no run can be written, memory is bounded all the same: a leader refuses what would
+// need more, before anything of it is written, and still deletes; a follower keeps the log and stops applying; and both go on by themselves once
+// runs can be written. What was let in comes back after a restart; a log whose index needs far more than it may does not open.
+func TestIndexThatCannotBeWritten(t *testing.T) {
+	const memory = 1 << 20
+	disk := waltest.NewDisk()
+	opts := &engine.Options{FS: disk, Commit: engine.Written, MemIndexSize: memory}
+	db := open(t, "db", opts)
+	broken := func(d *waltest.Disk) *waltest.Injection {
+		return d.Inject(waltest.Fault{Op: waltest.OpCreate, Path: "*.run", Times: waltest.Forever, Err: syscall.ENOSPC})
+	}
+	fault := broken(disk)
+	put := func(from int) error {
+		b := db.NewBatch()
+		for i := range 100 {
+			b.Put(fmt.Appendf(nil, "key that is not short %08d", from+i), []byte("v"))
+		}
+		_, err := db.Commit(ctx, b, engine.Default)
+		return err
+	}
+	keys, head, err := 0, wal.LSN(0), error(nil)
+	for {
+		head = db.Stats().Head
+		if err = put(keys); err != nil {
+			break
+		}
+		if keys += 100; keys > 1_000_000 {
+			t.Fatal("the index takes everything")
+		}
+	}
+	if !errors.Is(err, engine.ErrNoSpace) || errors.Is(err, engine.ErrUnknownOutcome) || db.Stats().Head != head {
+		t.Fatalf("an index that is full: %v; the head went from %v to %v", err, head, db.Stats().Head)
+	}
+	if n := db.Stats().Index.MemoryBytes; n < 2*memory || n > 3*memory {
+		t.Errorf("%d bytes are taken of %d", n, memory)
+	}
+	wantGet(t, db.Get, "key that is not short 00000007", "v")
+	if err := db.Delete([]byte("key that is not short 00000007")); err != nil {
+		t.Errorf("Delete: %v", err)
+	}
+
+	t.Run("follower", func(t *testing.T) {
+		fdisk := waltest.NewDisk()
+		ffault := broken(fdisk)
+		f := open(t, "f", &engine.Options{FS: fdisk, Follower: true, MemIndexSize: memory})
+		bigger := open(t, t.TempDir(), &engine.Options{Commit: engine.Written})
+		for i := range keys / 100 * 2 {
+			b := bigger.NewBatch()
+			for k := range 100 {
+				b.Put(fmt.Appendf(nil, "key that is not short %08d", i*100+k), []byte("v"))
+			}
+			if _, err := bigger.Commit(ctx, b, engine.Default); err != nil {
+				t.Fatal(err)
+			}
+		}
+		end := bigger.Log().Head()
+		p := make([]byte, end)
+		if _, err := bigger.Log().ReadAt(p, 0); err != nil {
+			t.Fatal(err)
+		}
+		for at := 0; at < len(p); { // all of it gets into the log
+			n, err := f.Log().AppendRaw(wal.LSN(at), p[at:min(at+64<<10, len(p))])
+			if err != nil {
+				t.Fatal(err)
+			}
+			at += n
+			if _, err := f.Log().Sync(); err != nil {
+				t.Fatal(err)
+			}
+			whole := f.Log().BatchEnd()
+			if err := f.FollowMark(whole, 0); err != nil {
+				t.Fatal(err)
+			}
+			waitFor(t, "it is applied, or waits", func() bool { return f.Applied() >= whole || f.IndexOverfull() })
+		}
+		waitFor(t, "application waits", f.IndexOverfull)
+		time.Sleep(300 * time.Millisecond) // an applier that does not wait is through by then
+		if f.Applied() == end || f.Stats().Index.MemoryBytes > 3*memory {
+			t.Errorf("applied %v of %v with %d bytes of memory", f.Applied(), end, f.Stats().Index.MemoryBytes)
+		}
+		ffault.End()
+		waitFor(t, "application goes on", func() bool { return f.Applied() == end })
+		wantGet(t, f.Get, "key that is not short 00000009", "v")
+	})
+
+	survivor := disk.Kill()
+	again := broken(survivor)
+	reopened := *opts
+	reopened.FS = survivor
+	o := open(t, "db", &reopened)
+	wantGet(t, o.Get, "key that is not short 00000009", "v")
+	again.End()
+	waitFor(t, "writes go on", func() bool { return o.Put([]byte("a"), []byte("1")) == nil })
+
+	fault.End()
+	waitFor(t, "writes go on", func() bool { return put(keys) == nil })
+	wantGet(t, db.Get, fmt.Sprintf("key that is not short %08d", keys+99), "v")
+	for range 5 { // more than may be replayed into memory
+		for i := range keys / 100 {
+			if err := put(keys + 100*i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		keys *= 2
+		if keys > 300_000 {
+			break
+		}
+	}
+	survivor = disk.Kill()
+	for name := range survivor.Files() {
+		if strings.HasPrefix(name, "/db/index/") {
+			if err := survivor.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	broken(survivor)
+	reopened.FS = survivor
+	if o, err := engine.Open("db", &reopened); !errors.Is(err, engine.ErrNoSpace) {
+		t.Errorf("open with an index that needs far more than it may: %v", err)
+		if err == nil {
+			o.Close()
+		}
+	}
 }
 
 // same compares everything that db shows with the model.

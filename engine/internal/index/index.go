@@ -370,13 +370,13 @@ func (x *Index) Poke() {
 	}
 }
 
-// Overfull reports whether the tables have outgrown their memory twice over because no run can be written.
-func (x *Index) Overfull() bool {
+// Overfull reports whether the tables have outgrown their memory so many times over because no run can be written.
+func (x *Index) Overfull(times int64) bool {
 	n := int64(0)
 	for _, t := range x.state.Load().tables {
 		n += t.Bytes()
 	}
-	if n < 2*x.o.Memory {
+	if n < times*x.o.Memory {
 		return false
 	}
 	x.mu.Lock()
