@@ -188,8 +188,12 @@ func (s *state) get(key []byte, at uint64) (memindex.Version, bool, error) {
 			return memindex.Version{Ref: ref, Kind: memindex.Delete}, true, nil
 		}
 	}
+	if len(s.runs) == 0 {
+		return memindex.Version{}, false, nil
+	}
+	hash := run.Hash(key)
 	for _, r := range s.runs {
-		v, ok, err := r.Get(key, at)
+		v, ok, err := r.GetHashed(key, hash, at)
 		if ok || err != nil {
 			return v, ok, r.note(err)
 		}

@@ -1,7 +1,6 @@
 package run
 
 import (
-	"bytes"
 	"math"
 	"slices"
 
@@ -21,13 +20,9 @@ type Iter struct {
 	i, n    int // the entry where the iterator stands, and how many there are
 	entries [groupSize]entry
 	key     []byte
-	before  []byte // scratch
 	valid   bool
 	err     error
 }
-
-// fewVersions is how many versions of a key are stepped over rather than searched past.
-const fewVersions = 16
 
 // NewIter returns an iterator that stands nowhere.
 func (r *Run) NewIter() *Iter {
@@ -75,31 +70,6 @@ func (it *Iter) SeekGE(key []byte) bool {
 		return it.nextGroup()
 	}
 	return it.settle(it.i, 0)
-}
-
-// SeekVersion goes to the newest version of key below ref or, if there is none, to the first pair behind it.
-func (it *Iter) SeekVersion(key []byte, ref uint64) bool {
-	if !it.enter(&target{byKey, key, ref}) {
-		return false
-	}
-	if it.i == it.n {
-		return it.nextGroup()
-	}
-	return it.settle(it.i, 0)
-}
-
-// NextKey goes to the first pair of the next key. It does not take longer for a key of very many versions.
-func (it *Iter) NextKey() bool {
-	if !it.valid {
-		return false
-	}
-	it.before = append(it.before[:0], it.key...)
-	for range fewVersions {
-		if !it.Next() || !bytes.Equal(it.key, it.before) {
-			return it.valid
-		}
-	}
-	return it.SeekVersion(it.before, 0)
 }
 
 // SeekLT goes to the last pair whose key is below key.

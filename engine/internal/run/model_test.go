@@ -149,22 +149,6 @@ func checkAll(t testing.TB, rng *rand.Rand, r *run.Run, pairs []pair) {
 		})
 		it.SeekGE([]byte(key))
 		checkAt(t, it, pairs, i, fmt.Sprintf("SeekGE(%.40q)", key))
-		for _, ref := range []uint64{0, 1, rng.Uint64N(1 << 45), rng.Uint64N(1 << 22), 1<<64 - 1} {
-			j, _ := slices.BinarySearchFunc(pairs, pair{key, memindex.Version{Ref: ref - 1}}, order)
-			if ref == 0 {
-				for j = i; j < len(pairs) && pairs[j].key == key; j++ {
-				}
-			}
-			it.SeekVersion([]byte(key), ref)
-			checkAt(t, it, pairs, j, fmt.Sprintf("SeekVersion(%.40q, %d)", key, ref))
-			if it.Valid() {
-				k := j
-				for ; k < len(pairs) && pairs[k].key == pairs[j].key; k++ {
-				}
-				it.NextKey()
-				checkAt(t, it, pairs, k, "NextKey")
-			}
-		}
 		it.SeekLT([]byte(key))
 		checkAt(t, it, pairs, i-1, fmt.Sprintf("SeekLT(%.40q)", key))
 		if it.Valid() { // a walk that turns around
