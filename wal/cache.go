@@ -12,7 +12,8 @@ import (
 // than the cache costs no copying.
 //
 // Memory is slots of MaxSmallFrame bytes in chunks without pointers. A reader pins a slot instead of holding a lock, so
-// what it does with the bytes keeps nobody waiting.
+// what it does with the bytes keeps nobody waiting. What a look-up touches besides the bytes is packed tight, for what it costs is
+// misses of the processor's caches: 8 bytes of a hash table and 16 of a slot.
 type frameCache struct {
 	shards []cacheShard
 	mask   uint64
@@ -24,14 +25,17 @@ const (
 )
 
 type cacheShard struct {
-	mu    sync.Mutex // guards all below but the slots' pins, and the bytes of pinned slots
-	at    map[LSN]uint32
+	mu sync.Mutex // guards all below but the slots' pins, and the bytes of pinned slots
+	// table finds slots: an open-addressing hash table, at most half full, of 32 bits of the hash (the tag, whose lowest bits are the
+	// home) above the slot's number and one; 0 is empty.
+	table []uint64
+	count int // entries in table
 	parts []*cachePart
 	slots int // in parts that are or were in use
 	limit int
 	hand  int
 	door  []uint16 // fingerprints of frames that were missed once
-	_     [64]byte
+	_     [32]byte
 }
 
 type cachePart struct {
@@ -40,11 +44,11 @@ type cachePart struct {
 }
 
 type cacheSlot struct {
-	lsn  LSN // 0: free
-	meta frameMeta
-	used bool
-	pins atomic.Int32
-	raw  []byte
+	lsn    LSN // 0: free
+	pins   atomic.Int32
+	length uint16
+	used   bool
+	goesOn bool // see mayGoOn
 }
 
 // newFrameCache returns a cache of about size bytes, or nil if that is too small for any use.
@@ -60,7 +64,7 @@ func newFrameCache(size int64) *frameCache {
 	c := &frameCache{shards: make([]cacheShard, n), mask: uint64(n - 1)}
 	for i := range c.shards {
 		s := &c.shards[i]
-		s.at = map[LSN]uint32{}
+		s.table = make([]uint64, 16)
 		s.limit = slots / n
 		s.door = make([]uint16, 1<<bits.Len(uint(2*s.limit)))
 	}
@@ -79,19 +83,80 @@ func mix(at LSN) uint64 {
 
 func (s *cacheShard) slot(i uint32) *cacheSlot { return &s.parts[i/cacheChunk].slots[i%cacheChunk] }
 
-// get pins the frame at an LSN; nil if it is not in the cache. The slot must be released.
-func (c *frameCache) get(at LSN) *cacheSlot {
-	s := &c.shards[mix(at)&c.mask]
+// memory returns all bytes of a slot.
+func (s *cacheShard) memory(i uint32) []byte {
+	off := i % cacheChunk * MaxSmallFrame
+	return s.parts[i/cacheChunk].bytes[off : off+MaxSmallFrame : off+MaxSmallFrame]
+}
+
+func cacheTag(h uint64) uint32 { return uint32(h >> 32) }
+
+// find returns the place in the table of the frame at an LSN with hash h; false if it is not there.
+func (s *cacheShard) find(at LSN, h uint64) (int, bool) {
+	tag, mask := cacheTag(h), len(s.table)-1
+	for i := int(tag) & mask; ; i = (i + 1) & mask {
+		v := s.table[i]
+		if v == 0 {
+			return i, false
+		}
+		if uint32(v>>32) == tag && s.slot(uint32(v)-1).lsn == at {
+			return i, true
+		}
+	}
+}
+
+// enter puts an entry that is not in the table into it.
+func (s *cacheShard) enter(v uint64) {
+	if s.count++; 2*s.count > len(s.table) {
+		old := s.table
+		s.table = make([]uint64, 2*len(old))
+		for _, v := range old {
+			if v != 0 {
+				s.place(v)
+			}
+		}
+	}
+	s.place(v)
+}
+
+func (s *cacheShard) place(v uint64) {
+	mask := len(s.table) - 1
+	i := int(v>>32) & mask
+	for s.table[i] != 0 {
+		i = (i + 1) & mask
+	}
+	s.table[i] = v
+}
+
+// remove takes the entry at i out of the table: those behind that would not be found over the gap move up.
+func (s *cacheShard) remove(i int) {
+	s.count--
+	mask := len(s.table) - 1
+	for j := (i + 1) & mask; s.table[j] != 0; j = (j + 1) & mask {
+		home := int(s.table[j]>>32) & mask
+		if (j-home)&mask >= (j-i)&mask {
+			s.table[i] = s.table[j]
+			i = j
+		}
+	}
+	s.table[i] = 0
+}
+
+// get pins the frame at an LSN and returns its bytes; nil if it is not in the cache. The slot must be released.
+func (c *frameCache) get(at LSN) (slot *cacheSlot, raw []byte) {
+	h := mix(at)
+	s := &c.shards[h&c.mask]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i, ok := s.at[at]
+	i, ok := s.find(at, h)
 	if !ok {
-		return nil
+		return nil, nil
 	}
-	slot := s.slot(i)
+	n := uint32(s.table[i]) - 1
+	slot = s.slot(n)
 	slot.used = true
 	slot.pins.Add(1)
-	return slot
+	return slot, s.memory(n)[:slot.length]
 }
 
 func (s *cacheSlot) release() { s.pins.Add(-1) }
@@ -106,7 +171,7 @@ func (c *frameCache) put(at LSN, m *frameMeta, raw []byte, fresh func() bool) {
 	s := &c.shards[h&c.mask]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.at[at]; ok || !fresh() {
+	if _, ok := s.find(at, h); ok || !fresh() {
 		return
 	}
 	if s.slots >= s.limit {
@@ -122,11 +187,9 @@ func (c *frameCache) put(at LSN, m *frameMeta, raw []byte, fresh func() bool) {
 		return
 	}
 	slot := s.slot(i)
-	slot.lsn, slot.meta, slot.used = at, *m, false
-	part := s.parts[i/cacheChunk]
-	off := int(i%cacheChunk) * MaxSmallFrame
-	slot.raw = part.bytes[off : off+copy(part.bytes[off:off+MaxSmallFrame], raw)]
-	s.at[at] = i
+	slot.lsn, slot.used, slot.goesOn = at, false, m.mayGoOn(0)
+	slot.length = uint16(copy(s.memory(i), raw))
+	s.enter(uint64(cacheTag(h))<<32 | uint64(i+1))
 }
 
 // room finds a free slot, or makes one free. None: all are pinned.
@@ -157,10 +220,13 @@ func (s *cacheShard) room() (uint32, bool) {
 }
 
 func (s *cacheShard) forget(slot *cacheSlot) {
-	if slot.lsn != 0 {
-		delete(s.at, slot.lsn)
-		slot.lsn = 0
+	if slot.lsn == 0 {
+		return
 	}
+	if i, ok := s.find(slot.lsn, mix(slot.lsn)); ok {
+		s.remove(i)
+	}
+	slot.lsn = 0
 }
 
 // cut forgets every frame at or above an LSN. Who reads one now goes on reading it.

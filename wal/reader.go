@@ -162,10 +162,10 @@ func (l *Log) ReadFrame(at LSN, dst []byte) (Frame, []byte, error) {
 // that is longer than a frame, all of it. The bytes are valid during the call. ref must come from this log.
 func (l *Log) ReadRecord(ref Ref, b *Buffer, fn func(rec []byte) error) error {
 	if l.cache != nil && b.lsn != ref.LSN() {
-		if slot := l.cache.get(ref.LSN()); slot != nil {
+		if slot, raw := l.cache.get(ref.LSN()); slot != nil {
 			defer slot.release()
-			if m := &slot.meta; ref.Offset() < len(slot.raw) && !m.mayGoOn(ref.Offset()) {
-				return fn(slot.raw[ref.Offset():])
+			if off := ref.Offset(); off < len(raw) && !(slot.goesOn && off == 0) {
+				return fn(raw[off:])
 			}
 		}
 	}
