@@ -46,8 +46,8 @@ type DB struct {
 
 	ruleMu sync.Mutex // held over the making of a rule record, from the rule that it changes on
 
-	promoting  sync.Mutex // one candidacy at a time; before roleMu
-	electorate Electorate // guarded by roleMu
+	promoting  chan struct{} // one token: one candidacy at a time; before roleMu
+	electorate Electorate    // guarded by roleMu
 
 	roleMu  sync.Mutex // serialises changes of role, and Close
 	applier *applier   // of a follower; guarded by roleMu
@@ -70,7 +70,7 @@ func Open(dir string, opts *Options) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db := &DB{opts: o, clock: newClock(o.Now)}
+	db := &DB{opts: o, clock: newClock(o.Now), promoting: make(chan struct{}, 1)}
 	db.marks.followers = map[wal.NodeID]*follower{}
 	db.marks.named, db.marks.lease = o.Voters, o.Lease
 	if !o.Follower {

@@ -74,8 +74,12 @@ type PromoteOptions struct {
 
 // PromoteWith is Promote with options, and says what came of it.
 func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, error) {
-	db.promoting.Lock()
-	defer db.promoting.Unlock()
+	select {
+	case db.promoting <- struct{}{}:
+		defer func() { <-db.promoting }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("promote: another candidacy of this node is under way: %w", ctx.Err())
+	}
 	db.roleMu.Lock()
 	el, leads := db.electorate, !db.follower.Load() && db.fenced.Load() == 0
 	db.roleMu.Unlock()

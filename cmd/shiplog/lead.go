@@ -84,9 +84,7 @@ func (e electorate) Ask(ctx context.Context, v wal.Voter, epoch wal.Epoch) (engi
 
 func (e electorate) Fetch(ctx context.Context, v wal.Voter, epoch wal.Epoch, vote engine.Vote) error {
 	n := e.n
-	f, err := ship.NewFollower(n.db, &ship.FollowerOptions{
-		Upstream: v.Addr, Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS, Name: n.cfg.Name, Addr: n.shipAddr, Logger: n.log, Candidate: epoch,
-	})
+	f, err := n.newFollower(v.Addr, epoch)
 	if err != nil {
 		return err
 	}
@@ -121,7 +119,7 @@ func (n *node) ask(ctx context.Context, addr string, op ship.CallOp, e wal.Epoch
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	log := n.db.Log()
-	return ship.Ask(ctx, addr, &ship.CallOptions{Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS}, &ship.Call{
+	return ship.Ask(ctx, addr, &ship.CallOptions{Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS, Dial: n.dial}, &ship.Call{
 		Op: op, Epoch: e, Database: log.DatabaseID(), Node: log.NodeID(), Name: n.cfg.Name, Addr: n.shipAddr,
 	})
 }

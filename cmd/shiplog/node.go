@@ -29,6 +29,7 @@ type node struct {
 	shipAddr string // as followers reach it; empty: none are served
 	httpAddr string
 	clients  func() resp.Stats
+	dial     func(ctx context.Context, addr string) (net.Conn, error) // how other nodes are reached; nil: TCP, with TLS where configured
 
 	lease    *membership // nil: roles change by hand
 	standing sync.Mutex  // one attempt to lead at a time; before changing
@@ -54,9 +55,7 @@ var (
 
 // follow begins to follow the node that ships at addr, instead of the one before.
 func (n *node) follow(addr, askedAt string) error {
-	f, err := ship.NewFollower(n.db, &ship.FollowerOptions{
-		Upstream: addr, Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS, Name: n.cfg.Name, Addr: n.shipAddr, Logger: n.log,
-	})
+	f, err := n.newFollower(addr, 0)
 	if err != nil {
 		return err
 	}
@@ -80,6 +79,17 @@ func (n *node) follow(addr, askedAt string) error {
 		}
 	}()
 	return nil
+}
+
+// newFollower makes a follower of the node that ships at addr; candidate is the epoch that this node is about to lead, or 0.
+func (n *node) newFollower(addr string, candidate wal.Epoch) (*ship.Follower, error) {
+	o := ship.FollowerOptions{
+		Upstream: addr, Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS, Name: n.cfg.Name, Addr: n.shipAddr, Logger: n.log, Candidate: candidate,
+	}
+	if n.dial != nil {
+		o.TLS, o.Dial = nil, func(ctx context.Context) (net.Conn, error) { return n.dial(ctx, addr) }
+	}
+	return ship.NewFollower(n.db, &o)
 }
 
 // unfollow stops following and waits until nothing more is appended.

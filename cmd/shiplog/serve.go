@@ -116,17 +116,10 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 	cfg := n.cfg
 	failed := make(chan error, 3)
 	if ports.ship != nil {
-		leader, err := ship.NewLeader(n.db, &ship.LeaderOptions{
-			Secret: cfg.Secret, TLS: cfg.ShipTLS, Name: cfg.Name, Addr: n.respAddr, Upstream: n.currentFollower, Logger: n.log,
-			Answer: n.answer,
-		})
-		if err != nil {
+		if err := n.openShip(); err != nil {
 			return err
 		}
-		n.leader = leader
-		n.db.SetElectorate(electorate{n})
-		n.db.OnAppend(leader.Push)
-		go func() { failed <- wrap("ship", leader.Serve(ports.ship)) }() // ends by leader.Shutdown
+		go func() { failed <- wrap("ship", n.leader.Serve(ports.ship)) }() // ends by leader.Shutdown
 	}
 	clients := resp.New(resp.Options{
 		Store: store{n.db}, Node: n, Password: cfg.Password, MaxClients: cfg.MaxClients, ClientMemory: cfg.ClientMemory,
@@ -138,13 +131,9 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 		web = httpd.New(httpd.Options{Source: n, Control: n, Password: cfg.Password, TLS: cfg.ServerTLS, Logger: n.log})
 		go func() { failed <- wrap("http", web.Serve(ports.http)) }() // ends by web.Shutdown
 	}
-	if cfg.Follow != "" {
-		n.resumes = n.ledLast()
-		if err := n.follow(cfg.Follow, ""); err != nil {
-			return err
-		}
+	if err := n.join(ctx); err != nil {
+		return err
 	}
-	n.look(ctx) // before a client is served: others may have gone on without this node
 	watched, stopWatch := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { n.watch(watched) }) // ended by stopWatch
@@ -184,6 +173,33 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 		}
 	}
 	return cause
+}
+
+// openShip makes what serves followers and other nodes' calls.
+func (n *node) openShip() error {
+	leader, err := ship.NewLeader(n.db, &ship.LeaderOptions{
+		Secret: n.cfg.Secret, TLS: n.cfg.ShipTLS, Name: n.cfg.Name, Addr: n.respAddr, Upstream: n.currentFollower, Logger: n.log,
+		Answer: n.answer,
+	})
+	if err != nil {
+		return err
+	}
+	n.leader = leader
+	n.db.SetElectorate(electorate{n})
+	n.db.OnAppend(leader.Push)
+	return nil
+}
+
+// join takes up the role that flags, log and the other nodes give, before a client is served: others may have gone on without this node.
+func (n *node) join(ctx context.Context) error {
+	if n.cfg.Follow != "" {
+		n.resumes = n.ledLast()
+		if err := n.follow(n.cfg.Follow, ""); err != nil {
+			return err
+		}
+	}
+	n.look(ctx)
+	return nil
 }
 
 // wrap names the port that failed; the ends that Shutdown causes are none.
