@@ -1,17 +1,22 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
+	"net/url"
 	"sync"
 	"time"
 
 	"shiplog/cmd/shiplog/internal/config"
+	"shiplog/cmd/shiplog/internal/httpd"
 	"shiplog/cmd/shiplog/internal/lease"
 	"shiplog/engine"
 	"shiplog/ship"
+	"shiplog/wal"
 )
 
 // This file is failover without an operator: a lease in etcd says who may lead, and every node does by itself what follows from it.
@@ -53,7 +58,7 @@ func openInGroup(ctx context.Context, cfg *config.Node, at *listeners) (*engine.
 	if err != nil {
 		return nil, nil, errors.Join(err, client.Close())
 	}
-	client.Identify(lease.Leader{Node: db.Log().NodeID().String(), Name: cfg.Name, RESP: at.resp.Addr().String(), Ship: at.ship.Addr().String()})
+	client.Identify(lease.Leader{Node: db.Log().NodeID().String(), Name: cfg.Name, RESP: advertised(at.resp.Addr(), cfg.Etcd[0]), Ship: advertised(at.ship.Addr(), cfg.Etcd[0])})
 	g := &membership{Client: client}
 	keeping, stop := context.WithCancel(context.Background())
 	g.stop = stop
@@ -314,4 +319,45 @@ func (n *node) LeaderAddr() string {
 		return ""
 	}
 	return s.UpstreamAddr
+}
+
+// leaseStatus is what is shown of the lease; voters have the names of those who may lead.
+func (n *node) leaseStatus(voters []wal.Voter) *httpd.Lease {
+	if n.lease == nil {
+		return nil
+	}
+	s := n.lease.State()
+	l := &httpd.Lease{Group: n.cfg.Group, Term: s.Term, LeftMs: n.lease.Left().Milliseconds(), Eligible: []string{}}
+	if s.Leader != nil {
+		l.Holder = s.Leader.Name
+	}
+	names := map[string]string{n.db.Log().NodeID().String(): n.cfg.Name}
+	for _, v := range voters {
+		names[v.ID.String()] = v.Name
+	}
+	for _, id := range s.Eligible {
+		l.Eligible = append(l.Eligible, cmp.Or(names[id], id))
+	}
+	return l
+}
+
+// advertised is where others reach a port of this node: an address of all interfaces is replaced by the one that etcd is reached from.
+func advertised(addr net.Addr, etcd string) string {
+	host, port, err := net.SplitHostPort(addr.String())
+	if ip := net.ParseIP(host); err != nil || ip != nil && !ip.IsUnspecified() {
+		return addr.String()
+	}
+	if u, err := url.Parse(etcd); err == nil && u.Host != "" {
+		etcd = u.Host
+	}
+	c, err := net.Dial("udp", etcd) // sends nothing
+	if err != nil {
+		return addr.String()
+	}
+	defer c.Close()
+	own, _, err := net.SplitHostPort(c.LocalAddr().String())
+	if err != nil {
+		return addr.String()
+	}
+	return net.JoinHostPort(own, port)
 }

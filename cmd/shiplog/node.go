@@ -311,6 +311,7 @@ func (n *node) Status() httpd.Status {
 		})
 	}
 	st.Upstream = n.upstreamStatus()
+	st.Lease = n.leaseStatus(s.Voters)
 	if n.clients != nil {
 		c := n.clients()
 		st.Clients = httpd.Clients{

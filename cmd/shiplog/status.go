@@ -82,6 +82,9 @@ func printStatus(w io.Writer, s *httpd.Status) error {
 	row("digest", "%s at %d", s.Digest, s.DigestLSN)
 	row("keys", "%d", s.Keys)
 	row("up", "%v", (time.Duration(s.UptimeMs) * time.Millisecond).Round(time.Second))
+	if l := s.Lease; l != nil {
+		row("lease", "group %s, held by %q, term %d, %d ms left here; eligible: %s", l.Group, l.Holder, l.Term, l.LeftMs, strings.Join(l.Eligible, ", "))
+	}
 	if u := s.Upstream; u != nil {
 		state := "connected"
 		if !u.Connected {

@@ -41,6 +41,16 @@ type Status struct {
 	Followers []Follower `json:"followers"`
 	Upstream  *Upstream  `json:"upstream,omitempty"`
 	Clients   Clients    `json:"clients"`
+	Lease     *Lease     `json:"lease,omitempty"`
+}
+
+// Lease is what a node knows of the lease that says who leads its group.
+type Lease struct {
+	Group    string   `json:"group"`
+	Holder   string   `json:"holder"`   // name; empty: nobody, as far as is known
+	Term     uint32   `json:"term"`     // the last that was granted
+	LeftMs   int64    `json:"left_ms"`  // how long this node may still act as the leader; 0: it is none
+	Eligible []string `json:"eligible"` // names of those who may lead next
 }
 
 // Epoch is an entry of the history.

@@ -1,0 +1,92 @@
+// Package etcdtest runs a real etcd for tests.
+package etcdtest
+
+import (
+	"net"
+	"net/http"
+	"os/exec"
+	"testing"
+	"time"
+)
+
+// Server is an etcd of one member in a process of its own.
+type Server struct {
+	Endpoint string // HOST:PORT for clients
+
+	t    testing.TB
+	cmd  *exec.Cmd
+	args []string
+}
+
+// Start runs Debian's etcd until the test ends, or skips the test where there is none. Its heartbeats are short, so that leases of a second
+// are possible.
+func Start(t testing.TB) *Server {
+	t.Helper()
+	if _, err := exec.LookPath("etcd"); err != nil {
+		t.Skip("etcd is not installed (Debian: etcd-server)")
+	}
+	addr, peerAddr := freeAddrs(t)
+	client, peer := "http://"+addr, "http://"+peerAddr
+	s := &Server{t: t, Endpoint: addr, args: []string{
+		"--data-dir", t.TempDir(), "--name", "e", "--listen-client-urls", client, "--advertise-client-urls", client,
+		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "e=" + peer,
+		"--heartbeat-interval", "50", "--election-timeout", "250", "--log-level", "error",
+	}}
+	s.Run()
+	return s
+}
+
+// freeAddrs returns two addresses that were free a moment ago.
+func freeAddrs(t testing.TB) (a, b string) {
+	t.Helper()
+	one, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer one.Close()
+	two, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer two.Close()
+	return one.Addr().String(), two.Addr().String()
+}
+
+// Run starts the process, the first time or again, and waits until it answers.
+func (s *Server) Run() {
+	s.t.Helper()
+	s.cmd = exec.Command("etcd", s.args...)
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := s.cmd
+	s.t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	web := http.Client{Timeout: time.Second}
+	defer web.CloseIdleConnections()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		res, err := web.Get("http://" + s.Endpoint + "/health")
+		if err == nil {
+			_ = res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		if time.Now().After(end) {
+			s.t.Fatal("etcd does not answer: ", err)
+		}
+	}
+}
+
+// Kill ends the process with SIGKILL. Run starts it again with the same data.
+func (s *Server) Kill() {
+	s.t.Helper()
+	if err := s.cmd.Process.Kill(); err != nil {
+		s.t.Fatal(err)
+	}
+	_ = s.cmd.Wait()
+}
