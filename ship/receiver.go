@@ -90,6 +90,9 @@ func newReceiver(f *Follower, c *conn, w *Welcome) *receiver {
 	}
 	if f.log.Empty() {
 		r.first = w
+	} else if left := f.log.Head() - f.log.Durable(); left > 0 { // from a connection before: the upstream may have nothing to add
+		r.unsynced.Store(int64(left))
+		signal(r.syncSoon)
 	}
 	if r.heartbeat == 0 {
 		r.heartbeat = time.Duration(w.HeartbeatMS) * time.Millisecond

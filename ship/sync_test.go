@@ -110,3 +110,25 @@ func syncsAndReceipts(t *testing.T, flags []uint8, marks bool, syncs, receipts i
 	_ = p.c.Close()
 	_ = ln.Close()
 }
+
+// What was received on a connection that broke before it was synced is synced on the next one, also when the upstream has nothing to add.
+func TestReconnectSyncsWhatWasReceived(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLeaderNode(t)
+		l.write(t, 200, seeded(t, 43))
+		l.commit()
+		n := openNode(t, waltest.NewDisk(), "f")
+		end := l.log.Head()
+		if _, err := n.log.AppendRaw(0, content(t, l.log, 0, end)); err != nil {
+			t.Fatal(err)
+		}
+		if n.log.Durable() == end {
+			t.Fatal("it is durable already")
+		}
+		c := startLeader(t, l, nil)
+		f := c.follow(n, ship.FollowerOptions{}, nil)
+		until(t, "it is durable", func() bool { return n.log.Durable() == end })
+		f.stop()
+		c.stop()
+	})
+}
