@@ -105,15 +105,21 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 	if err := db.waitIndexed(ctx); err != nil { // the rule is that of the log's end
 		return nil, fmt.Errorf("promote: %w", err)
 	}
-	b := db.ballot(el)
-	c, err := b.elect(ctx, o.Force)
-	if err != nil {
-		return c, err
+	for range electAttempts {
+		b := db.ballot(el)
+		c, err := b.elect(ctx, o.Force)
+		if err != nil {
+			return c, err
+		}
+		if err := b.fetch(ctx, c); err != nil && !o.Force {
+			return c, fmt.Errorf("promote: %w", err)
+		}
+		if c.Forced || db.ballot(el).met(c.Promised) {
+			return c, db.takeLead(c)
+		}
+		// What was copied has changed the rule: whoever counts under that one may alone have what was acknowledged since.
 	}
-	if err := b.fetch(ctx, c); err != nil && !o.Force {
-		return c, fmt.Errorf("promote: %w", err)
-	}
-	return c, db.takeLead(c)
+	return nil, fmt.Errorf("%w: the rule is another each time", ErrNoQuorum)
 }
 
 // alone is the electorate of a node that knows how to reach nobody.

@@ -1,0 +1,77 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"shiplog/engine"
+	"shiplog/wal"
+)
+
+// voters reaches databases of the same process as a candidate's fellow voters; who is not among them is down.
+type voters struct {
+	t         *testing.T
+	candidate *engine.DB
+	others    map[wal.NodeID]*engine.DB
+}
+
+func (v voters) Leave()                    {}
+func (v voters) Leader() (wal.Voter, bool) { return wal.Voter{}, false }
+
+func (v voters) Ask(_ context.Context, n wal.Voter, e wal.Epoch) (engine.Vote, error) {
+	db := v.others[n.ID]
+	if db == nil {
+		return engine.Vote{}, errors.New("it is down")
+	}
+	granted, err := db.GrantPromise(e)
+	log := db.Log()
+	return engine.Vote{Granted: granted, Promised: log.Promised(), Last: log.Epoch(), End: log.Head()}, err
+}
+
+func (v voters) Fetch(_ context.Context, n wal.Voter, _ wal.Epoch, vote engine.Vote) error {
+	feed(v.t, v.others[n.ID], v.candidate, vote.End)
+	return nil
+}
+
+// TestPromoteByTheRuleThatItCopies: a candidate that learns of another voter only from what it copies asks that one too, because it may be the
+// only one that has what was acknowledged since.
+func TestPromoteByTheRuleThatItCopies(t *testing.T) {
+	leader := open(t, t.TempDir(), &engine.Options{Commit: engine.Replicated(1)})
+	follow := func(name string) (*engine.DB, *peer) {
+		db := open(t, t.TempDir(), &engine.Options{Follower: true})
+		feed(t, leader, db, leader.Log().Head())
+		if _, err := leader.AdmitPeer(db.Log().NodeID(), name, name+".example:7380"); err != nil {
+			t.Fatal(err)
+		}
+		feed(t, leader, db, leader.Log().Head())
+		p := &peer{db: leader, id: db.Log().NodeID()}
+		p.confirm()
+		return db, p
+	}
+	b, _ := follow("b")
+	c, _ := follow("c")
+	feed(t, leader, b, leader.Log().Head())
+	d, dp := follow("d") // c does not hear of it
+	feed(t, leader, b, leader.Log().Head())
+	(&peer{db: leader, id: b.Log().NodeID()}).confirm()
+	done := write(t, leader, "k", "v")
+	feed(t, leader, d, leader.Log().Head())
+	dp.confirm()
+	if err := <-done; err != nil { // on the leader's disk and on d's
+		t.Fatal(err)
+	}
+	end := leader.Log().Head()
+
+	c.SetElectorate(voters{t, c, map[wal.NodeID]*engine.DB{b.Log().NodeID(): b}})
+	if err := c.Promote(t.Context()); !errors.Is(err, engine.ErrNoQuorum) {
+		t.Errorf("promoted without the only one that has an acknowledged write: %v", err)
+	}
+	c.SetElectorate(voters{t, c, map[wal.NodeID]*engine.DB{b.Log().NodeID(): b, d.Log().NodeID(): d}})
+	if err := c.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Log().History(); got[len(got)-1].Start != end {
+		t.Errorf("the new epoch begins at %v, acknowledged was up to %v", got[len(got)-1].Start, end)
+	}
+}
