@@ -5,7 +5,6 @@ import (
 	"errors"
 
 	"shiplog/engine/internal/memindex"
-	"shiplog/wal"
 )
 
 // IterOptions bound an iterator. Nil bounds are open.
@@ -31,18 +30,18 @@ type Iterator struct {
 	valid   bool
 	err     error
 
-	bufs   [scanBuffers]*wal.Buffer // by segment: neighbours in key order that were sorted together share frames
+	bufs   scanBufs
+	ahead  *ahead // nil until a chunk is read ahead
+	wanted bool   // values of this chunk were asked for
+	own    []byte // a value that was not read ahead
 	value  []byte
 	loaded bool
 }
 
-// scanBuffers is how many sorted stretches of the log a scan can walk side by side, unpacking each frame once.
-const scanBuffers = 64
-
 // Chunks grow from the first size, good for a seek and a few steps, to the last, good for a scan.
 const (
 	firstChunk = 16
-	lastChunk  = 512
+	lastChunk  = 2048
 )
 
 // NewIter returns an iterator over the state that is visible now. Nil options mean no bounds.
@@ -97,6 +96,7 @@ func (it *Iterator) load(lo, hi []byte, loOpen, reverse bool) bool {
 		return false
 	}
 	it.reverse = reverse
+	it.ahead.end()
 	if err := it.snap.db.idx.Scan(&it.chunk, lo, hi, loOpen, refAt(it.snap.at), reverse, it.size); err != nil {
 		it.err = it.snap.db.indexError(err)
 		return false
@@ -105,6 +105,13 @@ func (it *Iterator) load(lo, hi []byte, loOpen, reverse bool) bool {
 		return false
 	}
 	it.size = min(it.size*2, lastChunk)
+	if it.wanted && it.chunk.Len() >= aheadFrom {
+		if it.ahead == nil {
+			it.ahead = new(ahead)
+		}
+		it.ahead.begin(it.snap, &it.chunk)
+	}
+	it.wanted = false
 	it.at = -1
 	return it.step()
 }
@@ -197,16 +204,16 @@ func (it *Iterator) Value() []byte {
 }
 
 func (it *Iterator) fetch() error {
-	v := it.chunk.Version(it.at)
-	buf := &it.bufs[uint64(wal.Ref(v.Ref).LSN())/uint64(it.snap.db.log.SegmentSize())%scanBuffers]
-	if *buf == nil {
-		*buf = new(wal.Buffer)
+	it.wanted = true
+	if it.value, it.loaded = it.ahead.value(it.at, &it.bufs); it.loaded {
+		return nil
 	}
-	err := it.snap.readVersion(it.Key(), v, *buf, func(v []byte, _ int64) error {
-		it.value = append(it.value[:0], v...)
+	v := it.chunk.Version(it.at)
+	err := it.snap.readVersion(it.Key(), v, it.bufs.of(it.snap.db.log, v), func(v []byte, _ int64) error {
+		it.own = append(it.own[:0], v...)
 		return nil
 	})
-	it.loaded = err == nil
+	it.value, it.loaded = it.own, err == nil
 	return err
 }
 
@@ -216,6 +223,7 @@ func (it *Iterator) Err() error { return it.err }
 // Close releases the iterator and, if it made one, its snapshot. It returns Err.
 func (it *Iterator) Close() error {
 	it.valid = false
+	it.ahead.end()
 	if it.owned {
 		it.snap.Close()
 	}

@@ -15,6 +15,7 @@ type Buffer struct {
 	lsn        LSN
 	meta       frameMeta
 	valid      bool
+	hit        LSN // of the frame that was found in the cache last
 
 	stored []byte // bytes of a frame, where there is no map
 	raw    []byte // the unpacked frame
@@ -161,10 +162,15 @@ func (l *Log) ReadFrame(at LSN, dst []byte) (Frame, []byte, error) {
 // ReadRecord calls fn with the bytes of a record, verified: from its beginning to the end of its frame, or, for one
 // that is longer than a frame, all of it. The bytes are valid during the call. ref must come from this log.
 func (l *Log) ReadRecord(ref Ref, b *Buffer, fn func(rec []byte) error) error {
-	if l.cache != nil && b.lsn != ref.LSN() {
+	if l.cache != nil && (b.lsn != ref.LSN() || !b.valid) {
+		generation := l.generation.Load()
 		if slot, raw := l.cache.get(ref.LSN()); slot != nil {
 			defer slot.release()
 			if off := ref.Offset(); off < len(raw) && !(slot.goesOn && off == 0) {
+				if b.hit == ref.LSN() && !slot.goesOn {
+					b.adopt(l, generation, ref.LSN(), raw)
+				}
+				b.hit = ref.LSN()
 				return fn(raw[off:])
 			}
 		}
@@ -189,6 +195,13 @@ func (l *Log) ReadRecord(ref Ref, b *Buffer, fn func(rec []byte) error) error {
 		}
 	}
 	return fn(b.raw[ref.Offset():])
+}
+
+// adopt copies a frame from the cache that is read for the second time in a row: its next records need no look-up.
+func (b *Buffer) adopt(l *Log, generation uint64, at LSN, raw []byte) {
+	b.raw = append(b.raw[:0], raw...)
+	b.meta = frameMeta{flags: FlagLast, codec: CodecNone, count: 2} // whole records, and nothing for the cache
+	b.log, b.lsn, b.generation, b.valid = l, at, generation, true
 }
 
 // mayGoOn reports whether the record at an offset of a frame may be a long one whose rest is in the frames behind.
