@@ -466,3 +466,34 @@ func TestLiveTruncate(t *testing.T) {
 		t.Errorf("opened again: %v", err)
 	}
 }
+
+// TestFailedSyncBehindTheFirstSegment: what recovery writes again after a failed sync gets to the disk where the log ends in a later segment too, and in an
+// epoch that began before. Recovery has looked for its beginning by then, up to a frame of the last segment, and pages of a file that is mapped stay in the cache.
+func TestFailedSyncBehindTheFirstSegment(t *testing.T) {
+	d := waltest.NewDisk()
+	w := newWorld(d, dbDir)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(w.open())
+	must(w.create())
+	must(w.append(true, []int{5000}))
+	must(w.epoch())
+	for w.log.Head() < wal.MinSegmentSize+wal.MinSegmentSize/2 {
+		must(w.append(true, []int{5000}))
+	}
+	must(w.close())
+	must(w.open())
+	must(w.append(true, []int{700}))
+	d.Inject(waltest.Fault{Op: waltest.OpSync, Path: "*.seg"})
+	if err := w.append(true, []int{700}); !errors.Is(err, wal.ErrPoisoned) {
+		t.Fatalf("append: %v, want ErrPoisoned", err)
+	}
+	left := d.Kill()
+	must(survive(w, left))
+	d.PowerOff()
+	_ = w.log.Close() // the machine is off
+}

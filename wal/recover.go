@@ -630,7 +630,8 @@ func (l *Log) makeDurable(seg *segment, s *scanned, last mark, erase bool) error
 	}
 	from := max(int64(last.durable)-int64(seg.base()), 0)
 	if from < off {
-		_ = f.Sync() // dirty pages cannot be dropped; what a failure here leaves out is written below
+		l.handles.drop(seg) // the scan may have mapped it, and pages of a map cannot be dropped
+		_ = f.Sync()        // nor can dirty ones; what a failure here leaves out is written below
 		if err := f.DropCache(from); err != nil {
 			return fmt.Errorf("drop %s from the page cache: %w", seg.path, err)
 		}
