@@ -454,7 +454,7 @@ func (n *node) look(ctx context.Context) {
 		n.log.Error("not stepped down", "error", err)
 		return
 	}
-	if leader == nil || n.hears() {
+	if leader == nil || n.hears() || log.Err() != nil { // a log that has failed takes nothing before a restart
 		return
 	}
 	n.mu.Lock()
@@ -485,7 +485,8 @@ func (n *node) hears() bool {
 	return s.Connected || time.Since(s.Since) < lookEvery
 }
 
-// survey asks all other nodes that are known, or of a leader's only those that are not connected.
+// survey asks all other nodes that are known, or of a leader's only those that are not connected; and where nobody of them leads, those
+// that they take for the leader: it may have become a voter, or come to the group, while this node was away.
 func (n *node) survey(ctx context.Context, leads bool) []*ship.Vote {
 	var addrs []string
 	add := func(addr string) {
@@ -511,8 +512,20 @@ func (n *node) survey(ctx context.Context, leads bool) []*ship.Vote {
 		n.mu.Unlock()
 		add(n.cfg.Follow)
 	}
+	votes := n.report(ctx, addrs)
+	if leads || slices.ContainsFunc(votes, func(v *ship.Vote) bool { return v.Leads }) {
+		return votes
+	}
+	asked := len(addrs)
+	for _, v := range votes {
+		add(v.Addr)
+	}
+	return append(votes, n.report(ctx, addrs[asked:])...)
+}
+
+// report asks nodes how far they are, and who leads; those that do not answer are left out.
+func (n *node) report(ctx context.Context, addrs []string) (votes []*ship.Vote) {
 	var mu sync.Mutex // guards votes
-	var votes []*ship.Vote
 	var asks sync.WaitGroup
 	for _, addr := range addrs {
 		asks.Go(func() {

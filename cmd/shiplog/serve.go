@@ -140,8 +140,6 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 	if n.lease != nil {
 		watch.Go(func() { n.automate(watched) }) // ended by stopWatch
 	}
-	defer watch.Wait()
-	defer stopWatch()
 	ln := ports.resp
 	if cfg.ServerTLS != nil {
 		ln = tls.NewListener(ln, cfg.ServerTLS)
@@ -155,7 +153,8 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 		n.log.Info("draining")
 	case cause = <-failed:
 	}
-	stopWatch() // this node's role stays what it is
+	stopWatch() // this node's role stays what it is, and it follows nobody anew
+	watch.Wait()
 	drain, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout)
 	defer cancel()
 	if err := clients.Shutdown(drain); err != nil {
