@@ -387,7 +387,7 @@ func TestWhoMissedTheDegradedSpanDoesNotLead(t *testing.T) {
 
 // TestFailoverTimes kills the leader under 64 writers again and again, under replicated:1 and durable. It prints how long it takes until the next
 // write is accepted, and what was lost: nothing under replicated:1; under durable what the new leader lacks, each write of which is
-// in diverged/ of the old leader when that is back. SHIPLOG_FAILOVERS sets how many kills (default 1 a rule), SHIPLOG_LEASE_TTL the lease.
+// in diverged/ of the old leader when that is back. Every other time under durable the followers are stopped shortly before. SHIPLOG_FAILOVERS sets how many kills (default 1 a rule), SHIPLOG_LEASE_TTL the lease.
 func TestFailoverTimes(t *testing.T) {
 	kills, ttl := 1, "1s"
 	if s := os.Getenv("SHIPLOG_FAILOVERS"); s != "" {
@@ -405,10 +405,14 @@ func TestFailoverTimes(t *testing.T) {
 			var took, promotions []time.Duration
 			acked, lost := make([]int64, 64), 0
 			total := int64(0)
-			for range kills {
+			for i := range kills {
 				old := whole(nodes)
+				var lagging []*process
+				if rule == "durable" && i%2 == 0 {
+					lagging = without(nodes, old)
+				}
 				before, base := sumOf(acked), slices.Clone(acked)
-				writeUntilKilled(t, old, acked, before+2000)
+				writeUntilKilled(t, old, lagging, acked, before+2000)
 				d, leader := firstWrite(t, without(nodes, old))
 				took = append(took, d)
 				promotions = append(promotions, promotionOf(leader))
@@ -445,11 +449,13 @@ func sumOf(acked []int64) (n int64) {
 	return n
 }
 
-// writeUntilKilled has a writer for each key count it up at the leader, and kills the leader once enough is acknowledged. Values go on from acked.
-func writeUntilKilled(t *testing.T, p *process, acked []int64, enough int64) {
+// writeUntilKilled has a writer for each key count it up at the leader, and kills the leader once enough is acknowledged, the last quarter of it
+// while the lagging nodes are stopped. Values go on from acked.
+func writeUntilKilled(t *testing.T, p *process, lagging []*process, acked []int64, enough int64) {
 	t.Helper()
 	var sum atomic.Int64
 	sum.Store(sumOf(acked))
+	quarter := (enough - sum.Load()) / 4
 	var wg sync.WaitGroup
 	for i := range acked {
 		c := p.client()
@@ -463,8 +469,15 @@ func writeUntilKilled(t *testing.T, p *process, acked []int64, enough int64) {
 			}
 		})
 	}
+	p.until("writes", func() bool { return sum.Load() >= enough-quarter })
+	for _, q := range lagging {
+		sendSignal(t, q, syscall.SIGSTOP)
+	}
 	p.until("writes", func() bool { return sum.Load() >= enough })
 	p.kill()
+	for _, q := range lagging {
+		sendSignal(t, q, syscall.SIGCONT)
+	}
 	wg.Wait()
 }
 
