@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"shiplog/engine/internal/index"
 	"shiplog/wal"
@@ -40,6 +41,9 @@ type DB struct {
 	trimMu sync.Mutex  // guards trims, and removal
 	trims  []trimmable // in log order
 
+	opened  time.Time // the clock of leases counts from here
+	lending lending
+
 	closed   atomic.Bool
 	follower atomic.Bool
 	fenced   atomic.Uint32 // epoch that fenced this leader; 0: none
@@ -70,7 +74,8 @@ func Open(dir string, opts *Options) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db := &DB{opts: o, clock: newClock(o.Now), promoting: make(chan struct{}, 1)}
+	db := &DB{opts: o, clock: newClock(o.Now), promoting: make(chan struct{}, 1), opened: time.Now()}
+	db.marks.readLeases = o.ReadLeases
 	db.marks.followers = map[wal.NodeID]*follower{}
 	db.marks.named, db.marks.lease = o.Voters, o.Lease
 	if !o.Follower {
@@ -120,6 +125,7 @@ func (db *DB) start(dir string, asked *Options) error {
 	} else if err := db.becomeLeader(asked); err != nil {
 		return err
 	}
+	db.assumeLent()
 	db.raiseFloor()
 	db.flusher = startFlusher(db)
 	if db.opts.SpaceFactor > 0 {
@@ -141,7 +147,9 @@ func (db *DB) becomeFollower() {
 		m.durable.Store(uint64(db.log.Durable()))
 	}
 	m.told = max(m.told, db.log.Committed())
+	m.readMoved()
 	m.advance()
+	m.signal()
 	m.mu.Unlock()
 	db.applier = db.startApplier(db.marks.indexedLSN())
 }
@@ -216,6 +224,7 @@ func (db *DB) beginLead(end wal.LSN, clean bool) {
 		m.ends.push(end)
 		db.loadedAt.Store(uint64(end))
 	}
+	m.readMoved()
 	m.advance()
 }
 

@@ -33,7 +33,7 @@ func (db *DB) leased() error {
 	if l := db.opts.Lease; l != nil && !db.follower.Load() && !l.Held() {
 		return ErrLeaseLost
 	}
-	return nil
+	return db.readLeased()
 }
 
 // grantedTerm is the epoch that this node may begin, no lower than e.

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"shiplog/wal"
 )
@@ -21,26 +22,30 @@ type marks struct {
 	log   *wal.Log // told of the committed mark
 	lease Lease    // nil: none is needed
 
-	mu        sync.Mutex // guards everything below
-	leader    bool
-	rule      wal.Rule
-	changes   []ruleChange        // on the way to rule, oldest first
-	ruleEnd   wal.LSN             // end of the last record that changed the rule
-	ruleFrom  wal.LSN             // end of the last record that changed the rule and was committed
-	named     []string            // the only names that may vote; empty: each that connects
-	removed   map[string]struct{} // names that SetRule has taken out
-	narrowing int                 // changes that nobody else is eligible for, and that are not in the log yet
-	degraded  wal.LSN             // start of the open degraded span; 0: none
-	epochEnd  wal.LSN             // end of this leader's epoch record: nothing below it commits alone
-	told      wal.LSN             // follower: the committed mark that its upstream told
-	ends      lsnQueue
-	waiting   waiterQueue
-	late      []*waiter // visible, but their own level is stronger than the rule
-	followers map[wal.NodeID]*follower
-	changed   chan struct{} // closed and replaced when someone waits for any change
-	subs      map[chan<- struct{}]struct{}
-	failed    error // sticky: the log was poisoned
-	fenced    error // a leader that may commit nothing more
+	readLeases bool         // reads of a leader need its voters' leases under a rule that asks them
+	readUntil  atomic.Int64 // until when they have them, in nanoseconds since the database was opened; 0: none are needed
+
+	mu         sync.Mutex // guards everything below
+	leader     bool
+	rule       wal.Rule
+	changes    []ruleChange        // on the way to rule, oldest first
+	leasesFrom time.Time           // reads have needed leases since then
+	ruleEnd    wal.LSN             // end of the last record that changed the rule
+	ruleFrom   wal.LSN             // end of the last record that changed the rule and was committed
+	named      []string            // the only names that may vote; empty: each that connects
+	removed    map[string]struct{} // names that SetRule has taken out
+	narrowing  int                 // changes that nobody else is eligible for, and that are not in the log yet
+	degraded   wal.LSN             // start of the open degraded span; 0: none
+	epochEnd   wal.LSN             // end of this leader's epoch record: nothing below it commits alone
+	told       wal.LSN             // follower: the committed mark that its upstream told
+	ends       lsnQueue
+	waiting    waiterQueue
+	late       []*waiter // visible, but their own level is stronger than the rule
+	followers  map[wal.NodeID]*follower
+	changed    chan struct{} // closed and replaced when someone waits for any change
+	subs       map[chan<- struct{}]struct{}
+	failed     error // sticky: the log was poisoned
+	fenced     error // a leader that may commit nothing more
 }
 
 // waiter is one call that waits until end is visible and level holds there.
@@ -174,6 +179,7 @@ func (m *marks) setDegraded(from wal.LSN) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.degraded = from
+	m.readMoved()
 	m.advance()
 }
 
@@ -294,6 +300,7 @@ func (m *marks) ruleMoved() {
 	}
 	m.ruleLevel.Store(uint32(level))
 	m.voters.Store(&voters)
+	m.readMoved()
 }
 
 // inForce yields the rules that a new write must meet. m.mu is held.
@@ -395,6 +402,7 @@ func (m *marks) fence(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fenced = err
+	m.readMoved()
 	m.failWaiters(err)
 	m.signal()
 }

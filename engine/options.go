@@ -90,6 +90,12 @@ type Options struct {
 	// promoted. Nil: a leader leads until it learns of another.
 	Lease Lease
 
+	// ReadLeases makes a leader's reads linearizable under a rule that asks followers: they are answered only while as many voters as the rule asks for
+	// are known to grant no promise to another, which they let their leader rely on for a second at a time; else, after waiting that long, with
+	// ErrLeaseLost. A promotion waits until that second is over. In a degraded span, and after a promotion that was forced, nothing of
+	// this holds. With Lease it is not needed.
+	ReadLeases bool
+
 	// Logger receives what an operator should know. Nil discards it.
 	Logger *slog.Logger
 	// FS is the file system. Nil: the operating system's.

@@ -275,6 +275,11 @@ func voterName(v wal.Voter) string {
 // elect asks for promises until enough have promised one epoch.
 func (b *ballot) elect(ctx context.Context, force bool) (*Candidacy, error) {
 	log := b.db.log
+	again, err := b.db.stopLending(ctx) // this node too has been relied on; it follows nobody any more
+	if err != nil {
+		return nil, fmt.Errorf("promote: %w", err)
+	}
+	again()
 	for range electAttempts {
 		e := max(log.Epoch(), log.Promised()).NextTerm()
 		e, err := b.db.grantedTerm(ctx, e)
@@ -439,8 +444,17 @@ func (db *DB) ruleAsLeader(rule wal.Rule) wal.Rule {
 }
 
 // GrantPromise promises a candidate to take part in no epoch below e: persisted on return. It refuses what it has promised already.
+// It waits until the last leader does not rely on this node any more, for ReadLease at the most.
 // The caller has made sure that nothing more is appended from an older leader. A leader is fenced by its promise.
 func (db *DB) GrantPromise(e wal.Epoch) (bool, error) {
+	if e <= max(db.log.Promised(), db.log.Epoch()) {
+		return false, nil
+	}
+	again, err := db.stopLending(context.Background())
+	if err != nil {
+		return false, err
+	}
+	defer again()
 	db.roleMu.Lock() // a promotion of this node comes wholly before it, or fails
 	defer db.roleMu.Unlock()
 	if db.closed.Load() {

@@ -53,7 +53,7 @@ func (db *DB) View(key []byte, fn func(value []byte) error) error {
 func (db *DB) viewLatest(key []byte, fn func(value []byte, expiry int64) error) error {
 	for {
 		takenBack := db.takenBack.Load()
-		if err := db.readable(); err != nil {
+		if err := db.loading(); err != nil {
 			return err
 		}
 		at := db.marks.visibleLSN()
@@ -109,13 +109,18 @@ func (db *DB) readVersion(key []byte, v memindex.Version, now int64, buf *wal.Bu
 // expired reports whether a value with this expiry is gone at log time now.
 func (db *DB) expired(expiry, now int64) bool { return expiry != 0 && now >= expiry }
 
-// readable answers ErrClosed, or ErrLoading while what is here may not be shown.
+// readable is loading, and ErrLeaseLost where a leader's leases do not run.
 func (db *DB) readable() error {
+	if err := db.loading(); err != nil {
+		return err
+	}
+	return db.leased()
+}
+
+// loading answers ErrClosed, or ErrLoading while what is here may not be shown.
+func (db *DB) loading() error {
 	if db.closed.Load() {
 		return ErrClosed
-	}
-	if err := db.leased(); err != nil {
-		return err
 	}
 	if err := db.applyErr.Load(); err != nil {
 		return fmt.Errorf("%w: application of the log has stopped: %w", ErrLoading, *err)

@@ -17,6 +17,7 @@ type follower struct {
 	durable    wal.LSN
 	applied    wal.LSN
 	visible    wal.LSN
+	lease      int64 // until when it grants no promise, in nanoseconds since the database was opened
 }
 
 // reached is the end of what the follower has, in the sense of the level's kind.

@@ -72,7 +72,7 @@ type FollowerStats struct {
 func (db *DB) Stats() Stats {
 	s := Stats{
 		Role: db.Role(), Fenced: wal.Epoch(db.fenced.Load()), Node: db.log.NodeID(),
-		Keys: db.idx.Len(), Index: db.idx.Stats(), Loading: db.readable() != nil,
+		Keys: db.idx.Len(), Index: db.idx.Stats(), Loading: db.loading() != nil,
 	}
 	if !db.log.Empty() {
 		s.Database, s.Epoch = db.log.DatabaseID(), db.log.Epoch()

@@ -203,6 +203,9 @@ func (f *Follower) position() (*Join, error) {
 		Database: f.opts.Database, Node: f.log.NodeID(), Promised: f.log.Promised(), Role: RoleVoter,
 		Name: f.opts.Name, Addr: f.opts.Addr, Empty: f.log.Empty(),
 	}
+	if _, ok := f.node.(ReadLender); ok {
+		j.Features |= FeatureReadLease
+	}
 	switch {
 	case f.opts.Candidate != 0:
 		j.Role, j.Promised = RoleCandidate, f.opts.Candidate

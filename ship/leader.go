@@ -201,6 +201,10 @@ func (l *Leader) join(c *conn) (*session, error) {
 		return nil, err
 	}
 	s := newSession(l, c, j, start)
+	if leaser, ok := l.node.(ReadLeaser); ok && j.Features&FeatureReadLease != 0 && l.upstream() == nil {
+		s.leaser = leaser
+		w.Features |= FeatureReadLease
+	}
 	if err := l.add(s); err != nil {
 		return nil, err
 	}

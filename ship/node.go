@@ -1,6 +1,10 @@
 package ship
 
-import "shiplog/wal"
+import (
+	"time"
+
+	"shiplog/wal"
+)
 
 // Node is what both sides need of the node whose log they ship. The engine's DB is one.
 type Node interface {
@@ -70,6 +74,29 @@ type VoterLister interface {
 	// IsVoter reports whether the follower is a voter now. It is asked before each message, and does not block.
 	IsVoter(id wal.NodeID) bool
 }
+
+// ReadLeaser is implemented by leader nodes whose reads rest on leases of their followers.
+type ReadLeaser interface {
+	// WantsReadLease reports whether they do, now. It does not block.
+	WantsReadLease() bool
+	// PeerLease tells that a follower grants no promise within [ReadLease] of a moment in the past.
+	PeerLease(id wal.NodeID, asked time.Time)
+}
+
+// ReadLender is implemented by follower nodes that know when to hold a promise back. Both methods do not block.
+type ReadLender interface {
+	// LendRead lets the leader of an epoch rely on it, for [ReadLease] from now on, that this node grants no promise. False: it has, or
+	// is about to.
+	LendRead(e wal.Epoch) bool
+	// ReleaseRead says that the leader relies on nothing any more.
+	ReleaseRead()
+}
+
+// ReadLease is how long a follower that returns the probe of a [Mark] with Lease grants no promise, counted from when it received it.
+const ReadLease = time.Second
+
+// FeatureReadLease is the feature of a follower that lends such leases, and of a leader that wants them.
+const FeatureReadLease = 1
 
 // SyncHinter is implemented by leader nodes that know whether anybody waits for the disks of followers, now. While
 // it says no, voters sync a little later instead of at once, which brings what they have received sooner. A node

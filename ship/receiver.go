@@ -65,10 +65,12 @@ type receiver struct {
 	tell     chan struct{} // one token: look for news
 	syncSoon chan struct{} // one token: sync within SyncDelay
 	syncNow  chan struct{} // one token: sync
+	lender   ReadLender    // nil: the upstream wants no leases
 
 	sendMu   sync.Mutex // guards the sending half and the fields below
 	out      []byte
 	told     Positions
+	ackedAt  time.Time
 	promised wal.Epoch // what was acknowledged is not above it
 	pend     []byte    // rest of a message whose write failed
 }
@@ -93,6 +95,9 @@ func newReceiver(f *Follower, c *conn, w *Welcome) *receiver {
 	} else if left := f.log.Head() - f.log.Durable(); left > 0 { // from a connection before: the upstream may have nothing to add
 		r.unsynced.Store(int64(left))
 		signal(r.syncSoon)
+	}
+	if w.Features&FeatureReadLease != 0 {
+		r.lender, _ = f.node.(ReadLender)
 	}
 	if r.heartbeat == 0 {
 		r.heartbeat = time.Duration(w.HeartbeatMS) * time.Millisecond
@@ -381,8 +386,29 @@ func (r *receiver) mark(m *Mark) error {
 		}
 	}
 	r.f.marked(m)
+	return r.lend(m)
+}
+
+// lend returns the probe of a mark, unless that would promise what this node cannot keep, and soon enough for the leader's reads.
+func (r *receiver) lend(m *Mark) error {
+	if r.lender == nil || !m.Lease {
+		if r.lender != nil {
+			r.lender.ReleaseRead()
+		}
+		r.echo.Store(m.Probe)
+		return nil
+	}
+	if !r.lender.LendRead(m.Epoch) {
+		return nil
+	}
 	r.echo.Store(m.Probe)
-	return nil
+	r.sendMu.Lock()
+	late := time.Since(r.ackedAt) > ReadLease/8
+	r.sendMu.Unlock()
+	if !late {
+		return nil // acknowledgements go out all the time
+	}
+	return r.ack(true)
 }
 
 func signal(ch chan struct{}) {
@@ -502,7 +528,7 @@ func (r *receiver) ack(force bool) error {
 		}
 		r.promised = epoch
 	}
-	r.told = p
+	r.told, r.ackedAt = p, time.Now()
 	r.out = r.c.appendMessage(r.out[:0], &Ack{
 		Received: p.Received, Durable: p.Durable, Applied: p.Applied, Visible: p.Visible, Echo: r.echo.Load(), Epoch: epoch,
 	})

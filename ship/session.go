@@ -39,6 +39,9 @@ type session struct {
 	failOnce sync.Once
 	err      error // why the session ended; set before done is closed
 
+	leaser    ReadLeaser    // nil: the leader wants no leases, or the follower gives none
+	leaseFrom atomic.Uint64 // probe of the first Mark with Lease behind the last without; 0: the last was without
+
 	voter    atomic.Bool
 	eager    atomic.Bool // may become a voter: have it sync at once
 	draining atomic.Bool
@@ -163,7 +166,11 @@ func (s *session) votes() bool {
 
 // send is the sender's goroutine.
 func (s *session) send(sub <-chan struct{}) error {
-	tick := time.NewTicker(s.l.opts.Heartbeat)
+	every := s.l.opts.Heartbeat
+	if s.leaser != nil {
+		every = min(every, ReadLease/4)
+	}
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	pace := time.NewTimer(time.Hour)
 	defer pace.Stop()
@@ -267,7 +274,7 @@ func (s *session) reaches(limit wal.LSN) {
 
 // markDue reports whether the follower is to be told a mark. sendMu is held.
 func (s *session) markDue(beat bool) bool {
-	return beat || s.l.node.Committed() > s.marked
+	return beat || s.l.node.Committed() > s.marked || s.leaser != nil && s.leaser.WantsReadLease() != (s.leaseFrom.Load() != 0)
 }
 
 // mark makes a Mark. With sent at the end of a batch, the head's or the committed mark's, it carries a digest.
@@ -278,6 +285,7 @@ func (s *session) mark(sent, limit wal.LSN, beat bool) *Mark {
 		Committed: s.l.node.Committed(), Tail: log.Tail(), Clock: s.l.clock(),
 		Probe: uint64(time.Since(s.l.began)), Epoch: log.Epoch(), Hops: s.l.hops(),
 	}
+	s.askLease(m)
 	m.Head = max(log.Head(), sent)
 	m.Committed = min(m.Committed, m.Head)
 	// At the head the digest is at hand; elsewhere frames must be walked for it, which is not done each time.
@@ -289,6 +297,28 @@ func (s *session) mark(sent, limit wal.LSN, beat bool) *Mark {
 	}
 	s.marked, s.markedAt = m.Committed, time.Now()
 	return m
+}
+
+// askLease asks for a lease with a mark, or says that none is relied on any more. sendMu is held.
+func (s *session) askLease(m *Mark) {
+	switch {
+	case s.leaser == nil:
+	case !s.leaser.WantsReadLease():
+		s.leaseFrom.Store(0)
+	default:
+		m.Lease = true
+		s.leaseFrom.CompareAndSwap(0, max(m.Probe, 1))
+	}
+}
+
+// leased tells the node of the lease that an acknowledgement gives.
+func (s *session) leased(echo uint64) {
+	if s.leaser == nil {
+		return
+	}
+	if from := s.leaseFrom.Load(); from != 0 && echo >= from {
+		s.leaser.PeerLease(s.join.Node, s.l.began.Add(time.Duration(echo)))
+	}
 }
 
 // appendSmall puts the bytes [from, to) into the buffer as a Data message, behind it a Mark where one is due. The
@@ -470,6 +500,7 @@ func (s *session) ack(m *Ack) error {
 		}
 	}
 	s.l.node.PeerAck(s.join.Node, p.Received, p.Durable, p.Applied, p.Visible)
+	s.leased(m.Echo)
 	return nil
 }
 

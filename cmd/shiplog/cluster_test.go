@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"shiplog/cmd/shiplog/internal/httpd"
 )
 
 // TestThreeNodesHoldTheSame writes 100,000 mixed operations through a Redis client. One follower is killed and started
@@ -235,7 +238,7 @@ func underLoad(t *testing.T, leader *process, body func(written func(), counters
 // on any node, in none of the ways to look, also not after a restart of the leader, until the follower has it.
 func TestStoppedFollower(t *testing.T) {
 	ctx, dir := context.Background(), t.TempDir()
-	leader := newNode(t, filepath.Join(dir, "leader"), "--commit", "replicated:1", "--voters", "f")
+	leader := newNode(t, filepath.Join(dir, "leader"), "--commit", "replicated:1", "--voters", "f", "--read-leases=false")
 	leader.launch()
 	follower := startNode(t, filepath.Join(dir, "follower"), "--follow", leader.ship, "--name", "f")
 	observer := startNode(t, filepath.Join(dir, "observer"), "--follow", leader.ship, "--name", "o")
@@ -266,7 +269,7 @@ func TestStoppedFollower(t *testing.T) {
 	showsOld(t, "another follower, without the leader", third)
 	leader.launch()
 	leader.until("the leader answers", func() bool { return other.Ping(ctx).Err() == nil })
-	observer.until("the observer is back", func() bool { return leaderHas(leader, "o") })
+	observer.until("the observer is back", func() bool { return leaderFeeds(leader, "o") })
 	for range 50 {
 		if v, err := other.Get(ctx, "k").Result(); err == nil {
 			t.Fatalf("after the restart, without the follower, a client of the leader sees %q", v)
@@ -307,14 +310,14 @@ func showsOld(t *testing.T, who string, c *redis.Client) {
 	}
 }
 
-// leaderHas reports whether a follower of that name is connected.
+// leaderHas reports whether a follower of that name is connected, and a voter.
 func leaderHas(leader *process, name string) bool {
-	for _, f := range leader.status().Followers {
-		if f.Name == name {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(leader.status().Followers, func(f httpd.Follower) bool { return f.Name == name && f.Voter })
+}
+
+// leaderFeeds reports whether a follower of that name is connected.
+func leaderFeeds(leader *process, name string) bool {
+	return slices.ContainsFunc(leader.status().Followers, func(f httpd.Follower) bool { return f.Name == name })
 }
 
 // redisNoTimeout is a client that waits as long as the server does.

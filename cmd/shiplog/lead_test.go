@@ -116,6 +116,13 @@ func TestFailover(t *testing.T) {
 	a.relaunch()
 	b := startNode(t, filepath.Join(dir, "b"), "--follow", a.ship, "--name", "b")
 	c := startNode(t, filepath.Join(dir, "c"), "--follow", a.ship, "--name", "c")
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, p := range []*process{a, b, c} {
+				t.Logf("%s:\n%s", p.dir, p.stderr.String())
+			}
+		}
+	})
 	a.until("two voters", func() bool { return leaderHas(a, "b") && leaderHas(a, "c") })
 	w := startWriters([]*process{a, b, c}, 8)
 	w.goesOn(a, "writes to a")

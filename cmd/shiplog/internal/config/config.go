@@ -47,6 +47,7 @@ type Serve struct {
 	SpaceFactor   int   // hundredths
 	SortWhenIdle  bool
 	StaleReads    bool
+	ReadLeases    bool
 
 	Etcd     []string // endpoints; none: roles change by hand
 	Group    string
@@ -94,6 +95,7 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.EtcdCA, "etcd-ca", "", "authorities (PEM) that certify etcd")
 	fs.StringVar(&c.EtcdCert, "etcd-cert", "", "certificate (PEM) of this node towards etcd")
 	fs.StringVar(&c.EtcdKey, "etcd-key", "", "private key (PEM) of --etcd-cert")
+	fs.BoolVar(&c.ReadLeases, "read-leases", true, "under a rule that asks followers, answer reads as the leader only while its voters promise nobody else to follow; false: a leader that was replaced may show an older state until it hears of that")
 	fs.StringVar(&c.SecretFile, "secret-file", "", "file with the secret that nodes share (or the environment variable "+SecretEnv+")")
 	fs.StringVar(&c.RequirePassFile, "requirepass-file", "", "file with the password of Redis clients and of HTTP")
 	c.TLS.Register(fs)
@@ -192,6 +194,7 @@ func (n *Node) resolveEngine() error {
 		Voters: n.Voters, FirstVoters: n.FirstVoters, DegradeAfter: n.DegradeAfter, CommitTimeout: n.CommitTimeout,
 		SegmentSize: n.SegmentSize, Follower: n.Follow != "", StaleReads: n.StaleReads,
 		MemIndexSize: n.IndexMemory, CacheSize: n.Cache, SpaceFactor: n.SpaceFactor, SortWhenIdle: n.SortWhenIdle,
+		ReadLeases: n.ReadLeases && len(n.Etcd) == 0, // else the lease in etcd does as much
 	}
 	if n.Commit != "" {
 		level, err := engine.ParseLevel(n.Commit)
