@@ -77,6 +77,7 @@ func whole(nodes []*process) *process {
 			})
 		}
 	}
+	allCount(leader, slices.DeleteFunc(slices.Clone(nodes), func(p *process) bool { return p == leader })...)
 	return leader
 }
 

@@ -121,11 +121,7 @@ func (g *group) leader() *process {
 func (g *group) whole() {
 	g.t.Helper()
 	leader := g.leader()
-	for _, p := range g.nodes {
-		if p != leader {
-			leader.until(filepath.Base(p.dir)+" counts", func() bool { return leaderHas(leader, filepath.Base(p.dir)) })
-		}
-	}
+	allCount(leader, g.others(leader)...)
 }
 
 // others are the nodes besides one, in random order.

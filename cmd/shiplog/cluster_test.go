@@ -320,6 +320,25 @@ func leaderFeeds(leader *process, name string) bool {
 	return slices.ContainsFunc(leader.status().Followers, func(f httpd.Follower) bool { return f.Name == name })
 }
 
+// allCount waits until all followers count, and each knows that all do: then each may be promoted without those that know more.
+func allCount(leader *process, followers ...*process) {
+	leader.t.Helper()
+	for _, p := range followers {
+		leader.until(p.name()+" counts", func() bool {
+			return slices.ContainsFunc(leader.status().Followers, func(f httpd.Follower) bool { return f.Name == p.name() && f.Voter })
+		})
+	}
+	for _, p := range followers {
+		p.until(p.name()+" knows who counts", func() bool {
+			voters := p.status().Voters
+			return !slices.ContainsFunc(followers, func(q *process) bool { return !slices.Contains(voters, q.name()) })
+		})
+	}
+}
+
+// name is what the node was given as --name: by agreement its directory's.
+func (p *process) name() string { return filepath.Base(p.dir) }
+
 // redisNoTimeout is a client that waits as long as the server does.
 func redisNoTimeout(p *process) *redis.Client {
 	o := *p.client().Options()

@@ -123,7 +123,7 @@ func TestFailover(t *testing.T) {
 			}
 		}
 	})
-	a.until("two voters", func() bool { return leaderHas(a, "b") && leaderHas(a, "c") })
+	allCount(a, b, c)
 	w := startWriters([]*process{a, b, c}, 8)
 	w.goesOn(a, "writes to a")
 
@@ -138,7 +138,7 @@ func TestFailover(t *testing.T) {
 
 	a.relaunch()
 	a.until("a follows b", func() bool { s := a.status(); return s.Role == "follower" && s.Upstream != nil && s.Upstream.Connected })
-	b.until("a counts again", func() bool { return leaderHas(b, "a") && leaderHas(b, "c") })
+	allCount(b, a, c)
 	w.goesOn(b, "writes to b, confirmed by a or c")
 
 	b.kill()
@@ -176,7 +176,7 @@ func TestSwitchover(t *testing.T) {
 	a.relaunch()
 	b := startNode(t, filepath.Join(dir, "b"), "--follow", a.ship, "--name", "b")
 	c := startNode(t, filepath.Join(dir, "c"), "--follow", a.ship, "--name", "c")
-	a.until("two voters", func() bool { return leaderHas(a, "b") && leaderHas(a, "c") })
+	allCount(a, b, c)
 	w := startWriters([]*process{a, b, c}, 4)
 	w.goesOn(a, "writes to a")
 	if code, _, errs := command("switchover", "--http", a.http, "--to", "nobody"); code != exitFailure {
@@ -306,7 +306,7 @@ func TestPromoteWithoutQuorum(t *testing.T) {
 	a.relaunch()
 	b := startNode(t, filepath.Join(dir, "b"), "--follow", a.ship, "--name", "b")
 	c := startNode(t, filepath.Join(dir, "c"), "--follow", a.ship, "--name", "c")
-	a.until("two voters", func() bool { return leaderHas(a, "b") && leaderHas(a, "c") })
+	allCount(a, b, c)
 	ac := a.client()
 	a.until("a write succeeds", func() bool { return ac.Set(ctx, "k", "1", 0).Err() == nil })
 	for _, p := range []*process{b, c} {

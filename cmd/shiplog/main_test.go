@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -43,13 +44,31 @@ func TestMain(m *testing.M) {
 type process struct {
 	t                testing.TB
 	cmd              *exec.Cmd
-	stderr           bytes.Buffer
+	stderr           output
 	dir              string
 	resp, ship, http string
 	scheme           string
 	web              http.Client
 	args             []string
 	under            []string // a command that runs the program, in place of the test
+}
+
+// output is what a process has written so far.
+type output struct {
+	mu  sync.Mutex // guards buf
+	buf bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
 }
 
 // ports returns addresses that were free a moment ago.
