@@ -228,6 +228,7 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 	db.applier.stop()
 	db.holdFloor(true)
 	defer db.holdFloor(false)
+	db.forgetTails(lsn)
 	from, err := db.cutIndex(lsn) // first, so that no run speaks of what the log does not hold
 	if err == nil {
 		err = db.log.Truncate(lsn)
@@ -330,9 +331,10 @@ func (db *DB) StartOver() error {
 		return fmt.Errorf("start over: %w", err)
 	}
 	db.trimMu.Lock()
-	db.trims = nil
+	db.trims, db.trimmed = nil, trimmable{}
 	db.newTail.Store(0)
 	db.trimMu.Unlock()
+	db.firstTail = 0
 	db.consistentAt.Store(0)
 	db.floor.Store(0)
 	m.mu.Lock()

@@ -28,7 +28,7 @@ type DB struct {
 	push    atomic.Pointer[func()]
 
 	floor        atomic.Uint64 // LSN below which only pinned readers find what they look for
-	firstTail    wal.LSN       // the log's tail at open
+	firstTail    wal.LSN       // a tail record that gives up what is below makes the log a consistent state; 0: it was one when it was opened
 	consistentAt atomic.Uint64 // end of the tail record that makes [tail, ...) a consistent state
 	loadedAt     atomic.Uint64 // reads answer ErrLoading until this LSN is visible; 0: no wait
 	applyErr     atomic.Pointer[error]
@@ -38,8 +38,9 @@ type DB struct {
 	overfull   atomic.Bool // the index has outgrown its memory, and cannot be written to the disk
 	rebuilding sync.Mutex  // held by whoever rebuilds damaged runs of the index
 
-	trimMu sync.Mutex  // guards trims, and removal
-	trims  []trimmable // in log order
+	trimMu  sync.Mutex  // guards trims and trimmed, and removal
+	trims   []trimmable // in log order
+	trimmed trimmable   // the highest of those that have left trims
 
 	opened  time.Time // the clock of leases counts from here
 	lending lending

@@ -30,8 +30,18 @@ func (db *DB) Indexed(key string) bool {
 // ForgetCommits empties the pool of commits: a bubble must neither find nor leave channels of another's.
 func ForgetCommits() { commitPool = sync.Pool{New: commitPool.New} }
 
-// MoveTail records that the log begins at to, and Trim removes what it may.
+// MoveTail records that the log begins at to.
 func (db *DB) MoveTail(to wal.LSN) error { return db.moveTail(to) }
+
+// Reclaim does with the oldest segments what the reclaimer does, whatever the bounds say. It reports whether the log had any to give up.
+func (db *DB) Reclaim() (bool, error) {
+	tail := db.tail()
+	end := db.stretch(tail, db.log.Head(), 1)
+	if end <= tail {
+		return false, nil
+	}
+	return true, (&reclaimer{db: db}).giveUp(context.Background(), tail, end, 0)
+}
 
 // Trim removes the segments that tail records have given up.
 func (db *DB) Trim() { db.trim() }

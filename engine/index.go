@@ -23,7 +23,8 @@ type indexMark struct {
 	Rule       []byte // a rule record
 	Degraded   wal.LSN
 	Clock      int64 // log time, unix milliseconds
-	Consistent bool  // the state up to there is one that the log has been in
+	Consistent bool  // the state up to there is one that the log has been in, if the log begins at Tail or before
+	Tail       wal.LSN
 }
 
 // freezeEvery freezes the index's table after so many versions; 0: by size only. Tests set it.
@@ -64,7 +65,10 @@ func (db *DB) takeMark(end wal.LSN, text []byte) error {
 	db.marks.setDegraded(m.Degraded)
 	db.marks.indexed.Store(uint64(end))
 	db.clock.observe(m.Clock)
-	if m.Consistent {
+	if m.Tail > 0 {
+		db.noteTail(m.Tail, end)
+	}
+	if m.Consistent && db.log.Tail() <= m.Tail {
 		db.consistentAt.CompareAndSwap(0, uint64(end))
 	}
 	return nil
@@ -77,7 +81,7 @@ func (db *DB) mark(end wal.LSN) ([]byte, error) {
 	rule := wal.RuleRecord{Rule: db.marks.rule}
 	db.marks.mu.Unlock()
 	m.History = db.historyID(m.Epoch)
-	m.Consistent = db.firstTail == 0 || db.consistentAt.Load() != 0
+	m.Consistent, m.Tail = db.firstTail == 0 || db.consistentAt.Load() != 0, wal.LSN(db.newTail.Load())
 	var err error
 	if m.Rule, err = wal.AppendControl(nil, &rule); err != nil {
 		return nil, err
@@ -260,10 +264,16 @@ func (db *DB) cutIndex(lsn wal.LSN) (from wal.LSN, err error) {
 	}
 	if from < lsn {
 		// Until the rest is applied again, what is shown is not what was.
-		db.loadedAt.Store(uint64(max(1, min(lsn, db.marks.visibleLSN()))))
+		need := uint64(max(1, min(lsn, db.marks.visibleLSN())))
+		if db.loadedAt.Load() != loadingUntilConsistent {
+			db.loadedAt.Store(need)
+		}
 		db.takenBack.Add(1)
 		if from > 0 {
 			err = db.takeMark(from, mark)
+		}
+		if at := db.consistentAt.Load(); at != 0 {
+			db.consistentAt.Store(max(at, need))
 		}
 	}
 	return min(from, db.marks.indexedLSN()), err

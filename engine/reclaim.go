@@ -125,11 +125,7 @@ func (r *reclaimer) step(ctx context.Context) (bool, error) {
 	if sorts {
 		n = sortSegments
 	}
-	tip := (head - 1) &^ (segment - 1)
-	end := db.log.TailBelow(min(tail+n*segment, tip))
-	for ; end <= tail && tail+n*segment < tip; n++ {
-		end = db.log.TailBelow(tail + n*segment)
-	}
+	end := db.stretch(tail, head, n)
 	if end <= tail {
 		return false, nil
 	}
@@ -141,16 +137,33 @@ func (r *reclaimer) step(ctx context.Context) (bool, error) {
 	if idle || sorts {
 		rest = 0.5
 	}
-	if err := r.relocate(ctx, tail, end, rest); err != nil {
-		return false, err
-	}
-	if err := db.moveTail(end); err != nil {
+	if err := r.giveUp(ctx, tail, end, rest); err != nil {
 		return false, err
 	}
 	if idle || sorts {
 		r.lastHead = db.log.Head() // its own writing is no reason to stop
 	}
 	return true, nil
+}
+
+// stretch is where the tail can move to from where it is: over n segments, or as many more as it takes; the tail itself if the log has
+// no such place yet.
+func (db *DB) stretch(tail, head, n wal.LSN) wal.LSN {
+	segment := wal.LSN(db.log.SegmentSize())
+	tip := (head - 1) &^ (segment - 1)
+	end := db.log.TailBelow(min(tail+n*segment, tip))
+	for ; end <= tail && tail+n*segment < tip; n++ {
+		end = db.log.TailBelow(tail + n*segment)
+	}
+	return end
+}
+
+// giveUp writes what lives in [tail, end) again, and then records that the log begins at end.
+func (r *reclaimer) giveUp(ctx context.Context, tail, end wal.LSN, rest float64) error {
+	if err := r.relocate(ctx, tail, end, rest); err != nil {
+		return err
+	}
+	return r.db.moveTail(end)
 }
 
 // refresh estimates anew how much of the log lives, if it has changed by a sixteenth or a segment since the last time.
@@ -470,6 +483,28 @@ func (db *DB) noteTail(tail, end wal.LSN) {
 	}
 }
 
+// forgetTails forgets the tail records behind an LSN that the log is about to be cut back to. If one of them has removed segments here, what
+// they held may have been written again behind the LSN only: reads answer ErrLoading until another record gives these segments up.
+func (db *DB) forgetTails(lsn wal.LSN) {
+	db.trimMu.Lock()
+	defer db.trimMu.Unlock()
+	db.trims = slices.DeleteFunc(db.trims, func(t trimmable) bool { return t.end > lsn })
+	if db.trimmed.end > lsn {
+		db.trimmed = trimmable{}
+	}
+	sound := db.trimmed.tail
+	for _, t := range db.trims {
+		sound = max(sound, t.tail)
+	}
+	db.newTail.Store(uint64(sound))
+	if tail := db.log.Tail(); tail > sound {
+		db.firstTail = tail
+		db.consistentAt.Store(0)
+		db.loadedAt.Store(loadingUntilConsistent)
+		db.takenBack.Add(1)
+	}
+}
+
 // trim removes the segments below the newest tail whose record is durable and committed here, but none that a snapshot or a
 // follower may still need, up to the cap.
 func (db *DB) trim() {
@@ -483,11 +518,14 @@ func (db *DB) trim() {
 		}
 		done++
 		to = max(to, t.tail)
+		if t.tail >= db.trimmed.tail {
+			db.trimmed = t
+		}
 	}
 	if done == 0 {
 		return
 	}
-	to, whole := db.giveUp(to)
+	to, whole := db.releaseTo(to)
 	if whole {
 		db.trims = slices.Delete(db.trims, 0, done)
 	}
@@ -499,9 +537,9 @@ func (db *DB) trim() {
 	}
 }
 
-// giveUp tells the index that the log begins at to, or at what is pinned below; whole: at to. No snapshot comes in
+// releaseTo tells the index that the log begins at to, or at what is pinned below; whole: at to. No snapshot comes in
 // between: those before hold it back, those after read behind the tail record.
-func (db *DB) giveUp(to wal.LSN) (tail wal.LSN, whole bool) {
+func (db *DB) releaseTo(to wal.LSN) (tail wal.LSN, whole bool) {
 	db.pins.mu.Lock()
 	defer db.pins.mu.Unlock()
 	keep := db.pinnedTail(to)

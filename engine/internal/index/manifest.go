@@ -22,7 +22,7 @@ const (
 	manifestName = "MANIFEST"
 	suffix       = ".run"
 	// magic begins the manifest; the checksum of what follows the line follows it.
-	magic = "shiplog index 1 "
+	magic = "shiplog index 2 "
 	// maxManifest bounds what is read of a manifest.
 	maxManifest = 16 << 20
 )
