@@ -49,7 +49,7 @@ func newest(h []wal.HistoryEntry) []wal.HistoryEntry {
 type fork struct {
 	at     wal.LSN           // end of what they can share
 	shared bool              // they have an epoch in common
-	next   *wal.HistoryEntry // the upstream's entry behind the last one in common; nil when that is its last
+	next   *wal.HistoryEntry // the upstream's entry that names the fork; nil when the last one in common is its last
 }
 
 // splitBrain returns the entries of an epoch that both histories hold under different IDs.
@@ -85,13 +85,27 @@ func findFork(up, down view) fork {
 				break
 			}
 			f := fork{at: min(up.after(i), down.after(j)), shared: true}
-			if i+1 < len(up.history) {
-				f.next = &up.history[i+1]
-			}
+			f.next = named(up.history[i+1:], down)
 			return f
 		}
 	}
 	return fork{}
+}
+
+// named is the epoch that names a fork to a follower: the first behind it whose term is above all that the follower holds. Who began that one
+// had the promises of enough voters, and all that was ever committed in lower terms; so the follower's bytes behind the fork were not, although
+// their term may be above, or the same as, that of the upstream's first epoch there. Where there is none: the first, which
+// may be a restart.
+func named(behind []wal.HistoryEntry, down view) *wal.HistoryEntry {
+	for i := range behind {
+		if behind[i].Epoch.Term() > down.epoch().Term() {
+			return &behind[i]
+		}
+	}
+	if len(behind) > 0 {
+		return &behind[0]
+	}
+	return nil
 }
 
 // place decides whether a follower that stands at down can be fed from up, and from where. promised is the
@@ -107,7 +121,7 @@ func place(up, down view, empty bool, promised wal.Epoch, committed wal.LSN, seg
 		// The first byte must be a segment's header.
 		return up.tail &^ wal.LSN(segmentSize-1), nil
 	}
-	if u, d := splitBrain(up.history, down.history); u != nil {
+	if u, d := splitBrain(up.history, down.history); u != nil && up.epoch().Term() <= down.epoch().Term() {
 		e := refuse(CodeSplitBrain, "epoch %s: upstream has history %s of leader %s from %s, the follower %s of leader %s from %s",
 			u.Epoch, u.ID, u.Leader, u.Start, d.ID, d.Leader, d.Start)
 		e.Epoch, e.Mine, e.Theirs, e.LSN = u.Epoch, u.ID, d.ID, min(u.Start, d.Start)

@@ -27,7 +27,8 @@ func TestPlace(t *testing.T) {
 		committed wal.LSN
 		want      wal.LSN
 		err       error
-		lsn       wal.LSN // of the refusal
+		lsn       wal.LSN   // of the refusal
+		epoch     wal.Epoch // that the refusal names, if the case is about that
 	}{
 		{name: "empty follower starts at the segment of the tail", up: ship.NewView(one, 0x2000, 0x5000), empty: true, want: 0x2000},
 		{name: "empty follower, tail inside a segment", up: ship.NewView(one, 0x2340, 0x5000), empty: true, want: 0x2000},
@@ -77,6 +78,21 @@ func TestPlace(t *testing.T) {
 			down: ship.NewView(hist(e(1, 0, 0x80, 10), e(2, 0, 0x900, 21)), 0, 0x1000), err: ship.ErrSplitBrain, lsn: 0x900,
 		},
 		{
+			name: "split brain of an epoch from which nothing came: the upstream has gone on in a higher term",
+			up:   ship.NewView(hist(e(1, 0, 0x80, 10), e(2, 0, 0x900, 20), e(3, 0, 0x960, 30)), 0, 0x5000),
+			down: ship.NewView(hist(e(1, 0, 0x80, 10), e(2, 0, 0x900, 21)), 0, 0x1000), err: ship.ErrDiverged, lsn: 0x900, epoch: wal.MakeEpoch(3, 0),
+		},
+		{
+			name: "split brain, the follower has gone on too",
+			up:   ship.NewView(hist(e(1, 0, 0x80, 10), e(2, 0, 0x900, 20), e(3, 0, 0x960, 30)), 0, 0x5000),
+			down: ship.NewView(hist(e(1, 0, 0x80, 10), e(2, 0, 0x900, 21), e(3, 0, 0x960, 30)), 0, 0x1000), err: ship.ErrSplitBrain, lsn: 0x900,
+		},
+		{
+			name: "the follower's term is above the upstream's first behind the fork, and below its last",
+			up:   ship.NewView(hist(e(1, 0, 0x80, 10), e(3, 0, 0x900, 30), e(5, 0, 0x960, 50)), 0, 0x5000),
+			down: ship.NewView(hist(e(1, 0, 0x80, 10), e(4, 0, 0x900, 40)), 0, 0x2000), err: ship.ErrDiverged, lsn: 0x900, epoch: wal.MakeEpoch(5, 0),
+		},
+		{
 			name: "histories compacted at the front", up: ship.NewView(hist(e(3, 0, 0x900, 30), e(4, 0, 0x2000, 40)), 0x1000, 0x5000),
 			down: ship.NewView(hist(e(1, 0, 0x80, 10), e(3, 0, 0x900, 30)), 0, 0x2000), want: 0x2000,
 		},
@@ -97,6 +113,8 @@ func TestPlace(t *testing.T) {
 			t.Errorf("%s: got %s, %v; want %v", c.name, got, err, c.err)
 		case c.err != nil && c.lsn != 0 && err.LSN != c.lsn:
 			t.Errorf("%s: refusal names %s, want %s", c.name, err.LSN, c.lsn)
+		case c.epoch != 0 && err.Epoch != c.epoch:
+			t.Errorf("%s: refusal names epoch %s, want %s", c.name, err.Epoch, c.epoch)
 		}
 	}
 }
