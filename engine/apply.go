@@ -177,6 +177,9 @@ func (db *DB) applyControl(c wal.Control, end wal.LSN) {
 	switch c := c.(type) {
 	case *wal.EpochRecord:
 		db.setRule(c.Rule, end)
+		if c.Epoch.Restart() == 0 {
+			db.marks.beganTerm(end)
+		}
 		db.marks.setDegraded(0)
 	case *wal.RuleRecord:
 		db.setRule(c.Rule, end)

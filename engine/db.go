@@ -190,6 +190,9 @@ func (db *DB) becomeLeader(asked *Options) error {
 	}
 	m := &db.marks
 	end := m.indexedLSN()
+	m.mu.Lock()
+	m.endChangesBefore(m.termEnd)
+	m.mu.Unlock()
 	if !clean {
 		e := db.log.Epoch()
 		var err error
@@ -290,6 +293,9 @@ func (db *DB) Follow(ctx context.Context) error {
 	m.waiting = waiterQueue{}
 	m.told = m.committedLSN()
 	m.mu.Unlock()
+	if at := db.loadedAt.Load(); at != loadingUntilConsistent {
+		db.loadedAt.CompareAndSwap(at, 0) // what a leader has to have confirmed before it answers may be cut; a follower shows what is committed
+	}
 	db.becomeFollower()
 	return ctx.Err()
 }

@@ -1,12 +1,14 @@
 package engine_test
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
 	"shiplog/engine"
 	"shiplog/wal"
+	"shiplog/wal/waltest"
 )
 
 // feed copies the leader's log from the follower's head up to end, as package ship does, and waits for the index.
@@ -185,4 +187,55 @@ func TestCutLogKeepsWhatWasConfirmed(t *testing.T) {
 		t.Errorf("head %v, visible %v; want %v", f.Log().Head(), f.Visible(), ends[1])
 	}
 	wantGet(t, f.Get, "b", "1")
+}
+
+// TestSteppedDownWhileLoading: a leader that came back, and steps down before its rule held for what it had recovered, answers reads as a
+// follower does: what it waited for may never come, and be cut.
+func TestSteppedDownWhileLoading(t *testing.T) {
+	disk := waltest.NewDisk()
+	db := open(t, "db", &engine.Options{Commit: engine.Replicated(1), FS: disk})
+	f := join(t, db, "f")
+	f.confirm()
+	putWith(t, db, f, "k")
+	disk.PowerOff()
+	db.Close()
+	db = open(t, "db", &engine.Options{FS: disk.Crash(0)})
+	if _, err := db.Get([]byte("k")); !errors.Is(err, engine.ErrLoading) {
+		t.Fatalf("Get at a leader whose rule does not hold yet: %v, want ErrLoading", err)
+	}
+	if err := db.Follow(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Get([]byte("k")); errors.Is(err, engine.ErrLoading) {
+		t.Errorf("Get at the follower: %v", err)
+	}
+}
+
+// TestRuleChangeEndsWithTheTerm: a leader was elected while a change of the rule was on its way, by promises under both rules. It comes back after a
+// crash, and the older rule, under which it counted itself as a follower, no longer holds anything up.
+func TestRuleChangeEndsWithTheTerm(t *testing.T) {
+	disk := waltest.NewDisk()
+	db := open(t, "db", &engine.Options{Commit: engine.Replicated(1), FS: disk})
+	l := join(t, db, "l")
+	l.confirm()
+	putWith(t, db, l, "k")
+	p := join(t, db, "p") // a change that nobody confirms
+	self := db.Log().NodeID()
+	changed := db.Stats()
+	if !changed.RuleChanging {
+		t.Fatal("no change is on its way")
+	}
+	rule := wal.Rule{Level: uint32(engine.Replicated(2)), Voters: []wal.Voter{{ID: l.id, Name: "l"}, {ID: p.id, Name: "p"}}}
+	if _, err := db.Log().StartEpoch(db.Log().Epoch().NextTerm(), rule); err != nil {
+		t.Fatal(err)
+	}
+	disk.PowerOff()
+	db.Close()
+	db = open(t, "db", &engine.Options{FS: disk.Crash(0)})
+	if db.Log().NodeID() != self {
+		t.Fatal("another node")
+	}
+	if db.Stats().RuleChanging {
+		t.Error("the change is still on its way in the term that began behind it")
+	}
 }

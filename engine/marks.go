@@ -31,6 +31,7 @@ type marks struct {
 	changes    []ruleChange        // on the way to rule, oldest first
 	leasesFrom time.Time           // reads have needed leases since then
 	ruleEnd    wal.LSN             // end of the last record that changed the rule
+	termEnd    wal.LSN             // end of the last record that began a term, of those that were replayed
 	ruleFrom   wal.LSN             // end of the last record that changed the rule and was committed
 	named      []string            // the only names that may vote; empty: each that connects
 	removed    map[string]struct{} // names that SetRule has taken out
@@ -263,12 +264,30 @@ func (m *marks) setRule(rule wal.Rule, end wal.LSN) {
 	m.ruleMoved()
 }
 
+// beganTerm takes note of a record that begins a term, found in the log.
+func (m *marks) beganTerm(end wal.LSN) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.termEnd = end
+}
+
 // endChanges takes note that the oldest n changes are committed. m.mu is held.
 func (m *marks) endChanges(n int) {
 	if n == 0 {
 		return
 	}
 	m.ruleFrom = m.changes[n-1].end
+	m.changes = slices.Delete(m.changes, 0, n)
+	m.ruleMoved()
+}
+
+// endChangesBefore ends the changes that were on their way when this node was elected: enough voters have promised under each of the rules, and its
+// epoch's record begins with the newest alone. m.mu is held.
+func (m *marks) endChangesBefore(term wal.LSN) {
+	n := 0
+	for n < len(m.changes) && m.changes[n].end <= term {
+		n++
+	}
 	m.changes = slices.Delete(m.changes, 0, n)
 	m.ruleMoved()
 }
