@@ -278,8 +278,9 @@ func (f *Follower) promise(e wal.Epoch) error {
 // cut cuts the log back to the fork that the upstream named, when this node may do that by itself.
 func (f *Follower) cut(j *Join, r *Error) error {
 	down := view{history: j.History, tail: f.log.Tail(), end: j.End}
+	trimmed := r.Digest == 0 && r.Epoch != 0 // the fork is below the upstream's tail, where it has no digest any more
 	var digest wal.Digest
-	if r.LSN < down.end && r.LSN >= down.tail {
+	if r.LSN < down.end && r.LSN >= down.tail && !trimmed {
 		var err error
 		if digest, err = f.log.DigestAt(r.LSN); err != nil {
 			return fmt.Errorf("ship: digest at the fork %s: %w", r.LSN, err)
@@ -300,19 +301,27 @@ func (f *Follower) cut(j *Join, r *Error) error {
 	if err := f.promise(r.Epoch); err != nil {
 		return err
 	}
-	f.opts.Logger.Warn("cutting the log back to the fork", "fork_lsn", r.LSN.String(), "end_lsn", j.End.String(),
+	to := r.LSN
+	if trimmed {
+		// Nothing proves the bytes below the fork either. What is committed is proved, and the next attempt will find that the upstream
+		// can no longer continue it.
+		if to = min(to, j.Committed); to <= down.tail {
+			return refuse(CodeDiverged, "fork at %s, below the upstream's tail; nothing that this node holds is known to be committed", r.LSN)
+		}
+	}
+	f.opts.Logger.Warn("cutting the log back to the fork", "fork_lsn", r.LSN.String(), "cut_lsn", to.String(), "end_lsn", j.End.String(),
 		"epoch", r.Epoch.String())
 	truncate := f.log.Truncate
 	if ok {
 		truncate = cutter.CutLog
 	}
-	if err := truncate(r.LSN); err != nil {
-		return fmt.Errorf("ship: cut to %s: %w", r.LSN, err)
+	if err := truncate(to); err != nil {
+		return fmt.Errorf("ship: cut to %s: %w", to, err)
 	}
 	f.mu.Lock()
 	f.st.Cuts++
 	f.mu.Unlock()
-	return fmt.Errorf("%w %s", errCut, r.LSN)
+	return fmt.Errorf("%w %s", errCut, to)
 }
 
 // startOver gives up a log that the upstream, which has the same history, can no longer continue. The next attempt copies from the

@@ -287,6 +287,10 @@ func (l *Leader) refusePlace(e *Error) error {
 		}
 	case CodeDiverged:
 		d, err := l.log.DigestAt(e.LSN)
+		if errors.Is(err, wal.ErrTrimmed) {
+			e.Text += "; below the tail " + l.log.Tail().String()
+			break // named, without a digest
+		}
 		if err != nil {
 			e.Text += "; no digest there: " + err.Error()
 			e.Epoch, e.Node, e.Mine = 0, wal.NodeID{}, 0

@@ -72,12 +72,18 @@ func (e electorate) Ask(ctx context.Context, v wal.Voter, epoch wal.Epoch) (engi
 	if epoch == 0 {
 		op = ship.CallReport
 	}
-	vote, err := e.n.ask(ctx, v.Addr, op, epoch, askTimeout)
+	addr := v.Addr
+	if addr == "" { // a leader before this one, that the rule knows by its ID alone
+		e.n.mu.Lock()
+		addr = e.n.callers[v.ID]
+		e.n.mu.Unlock()
+	}
+	vote, err := e.n.ask(ctx, addr, op, epoch, askTimeout)
 	if err != nil {
 		return engine.Vote{}, err
 	}
 	if vote.Node != v.ID { // another disk under the address: it speaks for itself alone
-		return engine.Vote{}, fmt.Errorf("at %s answers node %s", v.Addr, vote.Node)
+		return engine.Vote{}, fmt.Errorf("at %s answers node %s", addr, vote.Node)
 	}
 	return engine.Vote{Granted: vote.Granted, Promised: vote.Promised, Last: vote.Last, End: vote.End}, nil
 }
