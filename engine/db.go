@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,7 @@ type DB struct {
 	marks   marks
 	pipe    pipeline
 	pins    pins
+	slots   slots
 	watches watches
 	push    atomic.Pointer[func()]
 
@@ -76,6 +78,7 @@ func Open(dir string, opts *Options) (*DB, error) {
 		return nil, err
 	}
 	db := &DB{opts: o, clock: newClock(o.Now), promoting: make(chan struct{}, 1), opened: time.Now()}
+	db.slots.fs, db.slots.path = o.FS, filepath.Join(dir, slotsFile)
 	db.marks.readLeases = o.ReadLeases
 	db.marks.followers = map[wal.NodeID]*follower{}
 	db.marks.named, db.marks.lease = o.Voters, o.Lease
@@ -110,6 +113,9 @@ func (db *DB) start(dir string, asked *Options) error {
 		if db.firstTail > 0 {
 			db.loadedAt.Store(loadingUntilConsistent)
 		}
+	}
+	if err := db.slots.load(db.log.Head()); err != nil {
+		db.opts.Logger.Error("slots are forgotten: what followers that are away lack may be gone when they come", "error", err)
 	}
 	from, err := db.openIndex(dir)
 	if err != nil {
@@ -296,6 +302,7 @@ func (db *DB) Follow(ctx context.Context) error {
 	if at := db.loadedAt.Load(); at != loadingUntilConsistent {
 		db.loadedAt.CompareAndSwap(at, 0) // what a leader has to have confirmed before it answers may be cut; a follower shows what is committed
 	}
+	db.slots.forgetGone()
 	db.becomeFollower()
 	return ctx.Err()
 }
@@ -350,6 +357,7 @@ func (db *DB) Close() error {
 		db.marks.synced(db.log.Durable())
 	}
 	db.marks.fail(&OutcomeError{Cause: ErrClosed})
+	db.slots.flush(db)
 	db.closeIndex()
 	if err := db.log.Close(); err != nil {
 		return fmt.Errorf("close database: %w", err)

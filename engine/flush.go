@@ -3,7 +3,7 @@ package engine
 import "time"
 
 // flusher syncs what commits under Buffered and Written left unsynced, at most FlushInterval after
-// the first of it, and raises the index's floor now and then. One goroutine; stop ends it.
+// the first of it, and now and then raises the index's floor, removes what nobody needs and keeps the slots' file. One goroutine; stop ends it.
 type flusher struct {
 	kicks chan struct{}
 	quit  chan struct{}
@@ -43,6 +43,8 @@ func (f *flusher) run(db *DB) {
 		case <-floor.C:
 			db.raiseFloor()
 			db.trim()
+			db.slots.rise(db.Committed(), db.clock.now)
+			db.slots.keep(db)
 			continue
 		case <-f.kicks:
 		}

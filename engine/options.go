@@ -72,9 +72,12 @@ type Options struct {
 	// SortWhenIdle has reclaim write small records again in the order of their keys, once each, while nothing is written. Scans after a load in
 	// random order are several times as fast then; it costs one more writing, and shipping, of the data.
 	SortWhenIdle bool
-	// MaxPinned bounds how many bytes of log beyond its tail are kept for snapshots and connected followers. A snapshot that would
-	// need more answers ErrSnapshotTooOld; a follower starts over. Zero: 4 GiB.
+	// MaxPinned bounds how many bytes of log beyond its tail are kept for snapshots and for slots of followers. A snapshot that would
+	// need more answers ErrSnapshotTooOld; the slot of a follower is given up, and it starts over. Zero: 4 GiB.
 	MaxPinned int64
+
+	// MaxPinnedAge bounds for how long the log is kept for a follower with a name that is not connected. Zero: no bound but MaxPinned.
+	MaxPinnedAge time.Duration
 
 	// Compression is the codec of new frames: S2 (zero), Zstd, NoCompression.
 	Compression Compression
@@ -154,6 +157,9 @@ func (o *Options) withDefaults() (Options, error) {
 	}
 	if c.MaxPinned < 0 {
 		bad("negative MaxPinned")
+	}
+	if c.MaxPinnedAge < 0 {
+		bad("negative MaxPinnedAge")
 	}
 	if len(c.Voters) > MaxVoters {
 		bad("%d voters, at most %d are possible", len(c.Voters), MaxVoters)

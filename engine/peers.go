@@ -129,6 +129,7 @@ func (db *DB) appendRecord(r wal.Control) (Position, error) {
 
 // PeerAck takes over what a follower reports. Marks of one follower never fall within a connection.
 func (db *DB) PeerAck(id wal.NodeID, received, durable, applied, visible wal.LSN) {
+	db.slots.advance(id, durable)
 	m := &db.marks
 	m.mu.Lock()
 	f := m.followers[id]

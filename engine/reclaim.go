@@ -554,7 +554,7 @@ func (db *DB) releaseTo(to wal.LSN) (tail wal.LSN, whole bool) {
 	return tail, keep == to
 }
 
-// pinnedTail is the lowest LSN at or below to that snapshots and followers hold the log at. pins.mu is held.
+// pinnedTail is the lowest LSN at or below to that snapshots and slots hold the log at. pins.mu is held.
 func (db *DB) pinnedTail(to wal.LSN) wal.LSN {
 	keep := to
 	floor := wal.LSN(0)
@@ -569,15 +569,6 @@ func (db *DB) pinnedTail(to wal.LSN) wal.LSN {
 	for _, p := range db.pins.at {
 		hold(p.tail)
 	}
-	m := &db.marks
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.leader {
-		for _, f := range m.followers {
-			if f.connected {
-				hold(f.durable)
-			}
-		}
-	}
+	db.slots.hold(db, to, hold)
 	return keep
 }

@@ -517,6 +517,7 @@ func TestPositionsAfterAFailedSync(t *testing.T) {
 		waits = append(waits, write(t, db, fmt.Sprint("k", i), "1"))
 		ends[i] = db.Log().Head()
 	}
+	waitFor(t, "both are on this disk", func() bool { return db.Log().Durable() == ends[1] })
 	disk.Inject(waltest.Fault{Op: waltest.OpSync, Path: "*.seg"})
 	waits = append(waits, write(t, db, "k2", "1"))
 	for i, w := range waits {

@@ -61,6 +61,13 @@ type Restarter interface {
 	StartOver() error
 }
 
+// SlotHolder is implemented by nodes that keep the log for their followers. HoldSlot is called when a follower begins to be fed
+// from an LSN, ReleaseSlot when that connection has ended; PeerAck between them tells what the follower has on its disk.
+type SlotHolder interface {
+	HoldSlot(id wal.NodeID, name string, from wal.LSN)
+	ReleaseSlot(id wal.NodeID)
+}
+
 // LogClock is implemented by leader nodes that have a better clock than the system's: log time, which never falls.
 type LogClock interface {
 	// LogTime returns Unix milliseconds.

@@ -84,6 +84,10 @@ func newSession(l *Leader, c *conn, j *Join, start wal.LSN) *session {
 
 // run feeds the follower until the connection ends, and returns why it did.
 func (s *session) run() error {
+	slots, holds := s.l.node.(SlotHolder)
+	if holds {
+		slots.HoldSlot(s.join.Node, s.join.Name, s.start)
+	}
 	sub := make(chan struct{}, 1)
 	cancel := s.l.node.Subscribe(sub)
 	var wg sync.WaitGroup
@@ -99,6 +103,9 @@ func (s *session) run() error {
 	s.sendMu.Lock() // a push may be under way still
 	s.voter.Store(false)
 	s.l.node.PeerGone(s.join.Node)
+	if holds {
+		slots.ReleaseSlot(s.join.Node)
+	}
 	var e *Error
 	if errors.As(s.err, &e) && !e.Remote && !s.broken {
 		s.c.goodbye(s.pend, e, goodbyeTime)

@@ -293,6 +293,44 @@ func (n *node) Promote(ctx context.Context, force, dry bool) (any, error) {
 	return out, nil
 }
 
+// ruleShown is what SetRule shows.
+type ruleShown struct {
+	Commit string   `json:"commit"`
+	Voters []string `json:"voters"`
+}
+
+// SetRule implements httpd.Control.
+func (n *node) SetRule(ctx context.Context, commit string, voters []string, force bool) (any, error) {
+	if !n.leads() {
+		return nil, errors.New("this node does not lead: ask the leader to change the rule")
+	}
+	r := n.db.Rule()
+	if commit != "" {
+		level, err := engine.ParseLevel(commit)
+		if err != nil {
+			return nil, err
+		}
+		r.Level = level
+	}
+	if voters != nil {
+		r.Voters = voters
+	}
+	if err := n.db.SetRule(ctx, r, force); err != nil {
+		return nil, err
+	}
+	n.log.Warn("the commit rule was changed", "rule", r.Level.String(), "voters", r.Voters, "forced", force)
+	return ruleShown{Commit: r.Level.String(), Voters: r.Voters}, nil
+}
+
+// DropSlot implements httpd.Control.
+func (n *node) DropSlot(name string) (any, error) {
+	if err := n.db.DropSlot(name); err != nil {
+		return nil, err
+	}
+	n.log.Warn("a slot was dropped", "name", name)
+	return struct{}{}, nil
+}
+
 // handedOver is what Switchover shows.
 type handedOver struct {
 	To      string  `json:"to"`

@@ -288,7 +288,7 @@ func (n *node) Status() httpd.Status {
 		Digest: digestString(s.Digest), DigestLSN: uint64(s.DigestLSN),
 		Keys: int64(s.Keys), IndexBytes: s.Index.MemoryBytes, IndexRuns: s.Index.Runs, IndexRunBytes: s.Index.RunBytes, UptimeMs: time.Since(n.started).Milliseconds(),
 		RESPAddr: n.respAddr, ShipAddr: n.shipAddr,
-		Voters: []string{}, History: []httpd.Epoch{}, Followers: []httpd.Follower{},
+		Voters: []string{}, History: []httpd.Epoch{}, Followers: []httpd.Follower{}, Slots: []httpd.Slot{},
 	}
 	if s.Fenced != 0 {
 		st.FencedBy = s.Fenced.String()
@@ -308,6 +308,12 @@ func (n *node) Status() httpd.Status {
 			NodeID: p.ID.String(), Name: p.Name, Addr: net.JoinHostPort(splitAddr(p.Addr, p.Remote)), Voter: p.Voter,
 			Sent: uint64(p.Sent), Received: uint64(p.Received), Durable: uint64(p.Durable), Applied: uint64(p.Applied), Visible: uint64(p.Visible),
 			LagBytes: uint64(max(s.Committed, p.Visible) - p.Visible), LastAckMs: time.Since(p.LastSeen).Milliseconds(), RTTMicros: p.RTT.Microseconds(),
+		})
+	}
+	for _, o := range n.db.Slots() {
+		st.Slots = append(st.Slots, httpd.Slot{
+			Name: o.Name, NodeID: o.ID.String(), Connected: o.Connected, From: uint64(o.From), LagBytes: o.Bytes, LagMs: o.Lag.Milliseconds(),
+			PinnedBytes: o.Pinned, GoneMs: o.Gone.Milliseconds(), LeftMs: o.Left.Milliseconds(), GivenUp: o.GivenUp,
 		})
 	}
 	st.Upstream = n.upstreamStatus()

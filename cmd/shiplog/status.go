@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -97,6 +98,17 @@ func printStatus(w io.Writer, s *httpd.Status) error {
 	}
 	for _, f := range s.Followers {
 		text = fmt.Appendf(text, "%s\t%s\t%v\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", f.Name, f.Addr, f.Voter, f.Sent, f.Received, f.Durable, f.Applied, f.LagBytes, f.LastAckMs, f.RTTMicros)
+	}
+	if slices.ContainsFunc(s.Slots, func(o httpd.Slot) bool { return !o.Connected || o.PinnedBytes > 0 || o.GivenUp != "" }) {
+		text = append(text, "\nslot\tconnected\tfrom\tlag bytes\tlag\tpinned bytes\tgone\tlasts\tgiven up\n"...)
+		ms := func(n int64) time.Duration { return (time.Duration(n) * time.Millisecond).Round(time.Second) }
+		for _, o := range s.Slots {
+			lasts := "-"
+			if o.LeftMs > 0 {
+				lasts = ms(o.LeftMs).String()
+			}
+			text = fmt.Appendf(text, "%s\t%v\t%d\t%d\t%v\t%d\t%v\t%s\t%s\n", o.Name, o.Connected, o.From, o.LagBytes, ms(o.LagMs), o.PinnedBytes, ms(o.GoneMs), lasts, o.GivenUp)
+		}
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0) // a blank line ends a table's columns
 	if _, err := t.Write(text); err != nil {

@@ -49,30 +49,10 @@ func (x *Index) writeManifest(runs []*openRun) error {
 		return fmt.Errorf("write index manifest: %w", err)
 	}
 	text := append(fmt.Appendf(nil, "%s%016x\n", magic, xxhash.Sum64(body)), body...)
-	if err := replaceFile(x.o.FS, x.o.Dir, manifestName, text); err != nil {
+	if err := vfs.ReplaceFile(x.o.FS, filepath.Join(x.o.Dir, manifestName), text); err != nil {
 		return fmt.Errorf("write index manifest: %w", err)
 	}
 	return nil
-}
-
-// replaceFile puts text in the place of a file: all of it or nothing, durable on return.
-func replaceFile(fsys vfs.FS, dir, name string, text []byte) error {
-	path := filepath.Join(dir, name)
-	f, err := fsys.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(text, 0)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := fsys.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return fsys.SyncDir(dir)
 }
 
 // readManifest returns the runs that the manifest names, oldest first; none where there is no sound manifest.

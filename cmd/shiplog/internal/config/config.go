@@ -45,6 +45,8 @@ type Serve struct {
 	IndexMemory   int64 // bytes
 	Cache         int64 // bytes
 	SpaceFactor   int   // hundredths
+	MaxPinned     int64
+	MaxPinnedAge  time.Duration
 	SortWhenIdle  bool
 	StaleReads    bool
 	ReadLeases    bool
@@ -87,6 +89,8 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.Int64Var(&c.IndexMemory, "index-memory", 0, "bytes of memory for the index; keys beyond it go to sorted runs on disk (default 256 MiB)")
 	fs.Int64Var(&c.Cache, "cache", 0, "bytes of memory for unpacked frames; -1: none (default 128 MiB)")
 	fs.IntVar(&c.SpaceFactor, "space-factor", 0, "keep the log below this many hundredths of what lives in it; -1: reclaim nothing (default 200)")
+	fs.Int64Var(&c.MaxPinned, "slot-bytes", 0, "bytes of log kept for a follower with a name that is behind or away, before it must start over (default 4 GiB)")
+	fs.DurationVar(&c.MaxPinnedAge, "slot-age", 0, "how long the log is kept for a follower that is away (default: no bound but --slot-bytes)")
 	fs.BoolVar(&c.SortWhenIdle, "sort-when-idle", false, "while nothing is written, write small records again in the order of their keys: faster scans")
 	fs.BoolVar(&c.StaleReads, "stale-reads", false, "serve the last known state where reads would answer LOADING")
 	fs.StringSliceVar(&c.Etcd, "etcd", nil, "etcd endpoints, HOST:PORT or URL: a lease there says who leads, and a follower takes over by itself")
@@ -193,7 +197,7 @@ func (n *Node) resolveEngine() error {
 	o := engine.Options{
 		Voters: n.Voters, FirstVoters: n.FirstVoters, DegradeAfter: n.DegradeAfter, CommitTimeout: n.CommitTimeout,
 		SegmentSize: n.SegmentSize, Follower: n.Follow != "", StaleReads: n.StaleReads,
-		MemIndexSize: n.IndexMemory, CacheSize: n.Cache, SpaceFactor: n.SpaceFactor, SortWhenIdle: n.SortWhenIdle,
+		MemIndexSize: n.IndexMemory, CacheSize: n.Cache, SpaceFactor: n.SpaceFactor, MaxPinned: n.MaxPinned, MaxPinnedAge: n.MaxPinnedAge, SortWhenIdle: n.SortWhenIdle,
 		ReadLeases: n.ReadLeases && len(n.Etcd) == 0, // else the lease in etcd does as much
 	}
 	if n.Commit != "" {

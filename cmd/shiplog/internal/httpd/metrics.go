@@ -7,6 +7,7 @@ type collector struct {
 	source Source
 	node   []gauge
 	peer   []peerGauge
+	slot   []slotGauge
 	info   *prometheus.Desc
 	up     *prometheus.Desc
 	lag    *prometheus.Desc
@@ -22,6 +23,11 @@ type gauge struct {
 type peerGauge struct {
 	desc  *prometheus.Desc
 	value func(f *Follower) float64
+}
+
+type slotGauge struct {
+	desc  *prometheus.Desc
+	value func(o *Slot) float64
 }
 
 func newCollector(source Source) *collector {
@@ -74,6 +80,16 @@ func newCollector(source Source) *collector {
 	peer("lag_bytes", "Committed bytes that the follower's readers do not see yet.", func(f *Follower) float64 { return float64(f.LagBytes) })
 	peer("last_ack_seconds", "Time since the follower's last acknowledgement.", func(f *Follower) float64 { return float64(f.LastAckMs) / 1e3 })
 	peer("rtt_seconds", "Round trip of a mark and its acknowledgement.", func(f *Follower) float64 { return float64(f.RTTMicros) / 1e6 })
+	slot := func(name, help string, value func(o *Slot) float64) {
+		c.slot = append(c.slot, slotGauge{prometheus.NewDesc("shiplog_slot_"+name, help, []string{"node_id", "name"}, nil), value})
+	}
+	slot("connected", "1 if the slot's follower is connected.", func(o *Slot) float64 { return truth(o.Connected) })
+	slot("lag_bytes", "Bytes of log that are not on the follower's disk.", func(o *Slot) float64 { return float64(o.LagBytes) })
+	slot("lag_seconds", "Since when more is committed than the follower has on its disk.", func(o *Slot) float64 { return float64(o.LagMs) / 1e3 })
+	slot("pinned_bytes", "Bytes of log that are kept for slots alone.", func(o *Slot) float64 { return float64(o.PinnedBytes) })
+	slot("gone_seconds", "Since when the follower is not connected.", func(o *Slot) float64 { return float64(o.GoneMs) / 1e3 })
+	slot("left_seconds", "How long the slot lasts at the present rate; 0: not foreseen.", func(o *Slot) float64 { return float64(o.LeftMs) / 1e3 })
+	slot("given_up", "1 if nothing is kept for the follower any more: it will start over.", func(o *Slot) float64 { return truth(o.GivenUp != "") })
 	return c
 }
 
@@ -90,6 +106,9 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 		ch <- g.desc
 	}
 	for _, g := range c.peer {
+		ch <- g.desc
+	}
+	for _, g := range c.slot {
 		ch <- g.desc
 	}
 	for _, d := range []*prometheus.Desc{c.info, c.up, c.lag, c.fresh} {
@@ -112,6 +131,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		seen[f.NodeID] = true
 		for _, g := range c.peer {
 			ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value(f), f.NodeID, f.Name)
+		}
+	}
+	for i := range s.Slots {
+		o := &s.Slots[i]
+		for _, g := range c.slot {
+			ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value(o), o.NodeID, o.Name)
 		}
 	}
 	ch <- prometheus.MustNewConstMetric(c.info, prometheus.GaugeValue, 1, s.Version, s.NodeID, s.Name, s.Role, s.DatabaseID, s.Epoch, s.Rule)

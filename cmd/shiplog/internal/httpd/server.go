@@ -43,6 +43,10 @@ type Control interface {
 	Promote(ctx context.Context, force, dry bool) (any, error)
 	// Switchover hands the lead over to the follower of that name.
 	Switchover(ctx context.Context, to string) (any, error)
+	// SetRule changes the commit rule and its voters; empty and nil leave what is.
+	SetRule(ctx context.Context, commit string, voters []string, force bool) (any, error)
+	// DropSlot lets go of what is kept for the follower of that name.
+	DropSlot(name string) (any, error)
 }
 
 // ErrOutOfRange is returned by a Source's DigestAt for an LSN that its log does not hold.
@@ -91,6 +95,13 @@ func New(o Options) *Server {
 		}))
 		mux.HandleFunc("POST /switchover", s.control(func(r *http.Request) (any, error) {
 			return o.Control.Switchover(r.Context(), r.URL.Query().Get("to"))
+		}))
+		mux.HandleFunc("POST /rule", s.control(func(r *http.Request) (any, error) {
+			q := r.URL.Query()
+			return o.Control.SetRule(r.Context(), q.Get("commit"), q["voter"], q.Has("force"))
+		}))
+		mux.HandleFunc("POST /slot/drop", s.control(func(r *http.Request) (any, error) {
+			return o.Control.DropSlot(r.URL.Query().Get("name"))
 		}))
 	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))

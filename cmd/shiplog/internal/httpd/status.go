@@ -38,6 +38,7 @@ type Status struct {
 
 	Voters    []string   `json:"voters"`
 	History   []Epoch    `json:"history"`
+	Slots     []Slot     `json:"slots"`
 	Followers []Follower `json:"followers"`
 	Upstream  *Upstream  `json:"upstream,omitempty"`
 	Clients   Clients    `json:"clients"`
@@ -75,6 +76,20 @@ type Follower struct {
 	LagBytes  uint64 `json:"lag_bytes"` // committed and not visible there, as far as it has told
 	LastAckMs int64  `json:"last_ack_ms_ago"`
 	RTTMicros int64  `json:"rtt_us"`
+}
+
+// Slot is what is kept for a follower.
+type Slot struct {
+	Name        string `json:"name"`
+	NodeID      string `json:"node_id"`
+	Connected   bool   `json:"connected"`
+	From        uint64 `json:"from_lsn"`
+	LagBytes    int64  `json:"lag_bytes"`    // not on the follower's disk
+	LagMs       int64  `json:"lag_ms"`       // since when; 0: it has all
+	PinnedBytes int64  `json:"pinned_bytes"` // kept for slots alone
+	GoneMs      int64  `json:"gone_ms"`      // since it is not connected
+	LeftMs      int64  `json:"left_ms"`      // until it is given up, at the rate since then; 0: not foreseen
+	GivenUp     string `json:"given_up,omitempty"`
 }
 
 // Upstream is the node that a follower follows.

@@ -110,6 +110,7 @@ func TestOneHolder(t *testing.T) {
 	if err := a.Acquire(ctx, claim); !errors.Is(err, lease.ErrNotEligible) {
 		t.Errorf("out of the eligible set: %v", err)
 	}
+	until(t, b, func() bool { return b.State().Leader == nil })
 	if err := b.Acquire(ctx, claim); err != nil {
 		t.Fatal(err)
 	}
