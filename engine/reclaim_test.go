@@ -210,15 +210,12 @@ func TestReclaimFollower(t *testing.T) {
 	churn(t, leader, rng, m, 800)
 	settled(t, leader, m, segment)
 	peer := wal.NodeID{1}
-	if _, err := leader.AdmitPeer(peer, "", ""); err != nil {
-		t.Fatal(err)
-	}
+	leader.HoldSlot(peer, "", leader.Log().Tail())
 	ack := func(at wal.LSN) { leader.PeerAck(peer, at, at, at, at) } // holds the leader's files from there on
-	tail := leader.Stats().Tail
+	tail := leader.Log().Tail()
 	if tail == 0 {
 		t.Fatal("the tail has not moved")
 	}
-	ack(tail)
 	opts.Follower = true
 	f := open(t, t.TempDir(), &opts)
 	p := make([]byte, leader.Log().Head()-tail)
