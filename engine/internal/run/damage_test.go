@@ -210,11 +210,12 @@ func TestEveryTruncation(t *testing.T) {
 
 func TestNewerVersion(t *testing.T) {
 	b, _, _ := small(t)
-	b[8]++
-	run.Reseal(b, map[uint32]uint32{0: 1})
+	blocks := run.Blocks(b)
+	b[len(b)-4096+8]++
+	run.Reseal(b, 99, blocks)
 	_, err := run.Open(ram{b: b}, runPath)
 	var v *wal.VersionError
-	if !errors.As(err, &v) || v.Have != 1 || v.Need != 2 {
+	if !errors.As(err, &v) || v.Have != 2 || v.Need != 3 {
 		t.Fatal(err)
 	}
 }
@@ -236,7 +237,7 @@ func TestHostile(t *testing.T) {
 		for range 1 + rng.IntN(4) {
 			nonsense(rng, bad)
 		}
-		run.Reseal(bad, blocks)
+		run.Reseal(bad, 99, blocks)
 		useAll(ram{b: bad}, pairs)
 	}
 	runtime.ReadMemStats(&after)
@@ -293,7 +294,7 @@ func FuzzRun(f *testing.F) {
 	f.Fuzz(func(t *testing.T, at uint32, with []byte) {
 		bad := append([]byte(nil), b...)
 		copy(bad[int(at)%len(bad):], with)
-		run.Reseal(bad, blocks)
+		run.Reseal(bad, 99, blocks)
 		useAll(ram{b: bad}, pairs)
 	})
 }

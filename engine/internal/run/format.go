@@ -11,7 +11,7 @@ import (
 
 // Sizes of the format. doc.go draws it.
 const (
-	formatVersion = 1
+	formatVersion = 2
 
 	pageSize     = 4096
 	checksumSize = 8 // the last bytes of every block
@@ -37,10 +37,7 @@ const (
 	typeBounds = 3
 )
 
-var (
-	headMagic = [8]byte{'S', 'H', 'I', 'P', 'R', 'U', 'N', 1}
-	footMagic = [8]byte{'s', 'h', 'i', 'p', 'r', 'u', 'n', 1}
-)
+var footMagic = [8]byte{'S', 'H', 'I', 'P', 'R', 'U', 'N', '\n'}
 
 var le = binary.LittleEndian
 
@@ -69,125 +66,89 @@ func sealed(b []byte, id uint64, page uint32) bool {
 // pagesFor returns the number of pages of a block of n bytes, checksum not counted.
 func pagesFor(n int) int { return (n + checksumSize + pageSize - 1) / pageSize }
 
-// header is the first page:
+// footer is the last page, sealed under its own number as if it were of run 0, because the ID is in it:
 //
-//	0        8         12        16        24        32        40         4088
-//	+--------+---------+---------+---------+---------+---------+----------+----------+
-//	| magic  | version | zero    | run ID  | from    | to      | zeros    | checksum |
-//	+--------+---------+---------+---------+---------+---------+----------+----------+
+//	0       8         12     16      24      32      40      48        56      64       72       80
+//	+-------+---------+------+-------+-------+-------+-------+---------+-------+--------+--------+--------+
+//	| magic | version | zero | ID    | from  | to    | pages | entries | keys  | deletes| min ref| max ref|
+//	+-------+---------+------+-------+-------+-------+-------+---------+-------+--------+--------+--------+
+//	88       92      96     100      104      108            112     4088
+//	+--------+--------+------+--------+--------+--------------+-------+----------+
+//	| ranges | levels | data | root   | bounds | filter lines | zeros | checksum |
+//	+--------+--------+------+--------+--------+--------------+-------+----------+
 //
-// Magic, version and checksum stay where they are in every later version. The page is sealed as page 0 of run 0.
-type header struct {
-	id       uint64
-	from, to uint64
+// pages is the length of the file, data, root and bounds are those of the sections, which follow each other: data with
+// the index blocks below the root, filter, root, bounds, footer. ranges is the number of range deletes, levels that of
+// the index blocks between the root, included, and a data block. Magic, version and checksum stay where they are in
+// every later version.
+type footer struct {
+	id                     uint64
+	from, to               uint64
+	pages                  uint64
+	entries, keys, deletes uint64
+	minRef, maxRef         uint64
+
+	ranges, levels     uint32
+	data, root, bounds uint32
+	filterLines        uint32
 }
 
-func (h *header) encode() []byte {
-	b := make([]byte, pageSize)
-	copy(b, headMagic[:])
-	le.PutUint32(b[8:], formatVersion)
-	le.PutUint64(b[16:], h.id)
-	le.PutUint64(b[24:], h.from)
-	le.PutUint64(b[32:], h.to)
-	seal(b, 0, 0)
+func (f *footer) fields() ([]*uint64, []*uint32) {
+	return []*uint64{&f.id, &f.from, &f.to, &f.pages, &f.entries, &f.keys, &f.deletes, &f.minRef, &f.maxRef},
+		[]*uint32{&f.ranges, &f.levels, &f.data, &f.root, &f.bounds, &f.filterLines}
+}
+
+// rootPage returns the first page of the root. The filter begins at the page behind the data, the bounds behind the root.
+func (f *footer) rootPage() uint32 { return f.data + filterPages(f.filterLines) }
+
+func (f *footer) encode() []byte {
+	b := make([]byte, 0, pageSize)
+	b = append(b, footMagic[:]...)
+	b = le.AppendUint64(b, formatVersion)
+	long, short := f.fields()
+	for _, v := range long {
+		b = le.AppendUint64(b, *v)
+	}
+	for _, v := range short {
+		b = le.AppendUint32(b, *v)
+	}
+	b = b[:pageSize]
+	seal(b, 0, uint32(f.pages)-1)
 	return b
 }
 
-// decode returns what is wrong with the page, or "".
-func (h *header) decode(b []byte) (reason string, version uint32) {
-	if [8]byte(b[:8]) != headMagic {
-		return "not a run", 0
+// decode takes the last page of a file of so many pages. It returns what is wrong with it, or "", and the version.
+func (f *footer) decode(b []byte, pages uint32) (reason string, version uint32) {
+	if [8]byte(b[:8]) != footMagic {
+		return "no footer", 0
 	}
-	if !sealed(b, 0, 0) {
-		return "checksum of the header", 0
+	if !sealed(b, 0, pages-1) {
+		return "checksum of the footer", 0
 	}
 	if v := le.Uint32(b[8:]); v != formatVersion {
 		return "", v
 	}
-	h.id, h.from, h.to = le.Uint64(b[16:]), le.Uint64(b[24:]), le.Uint64(b[32:])
+	b = b[16:]
+	long, short := f.fields()
+	for _, v := range long {
+		*v, b = le.Uint64(b), b[8:]
+	}
+	for _, v := range short {
+		*v, b = le.Uint32(b), b[4:]
+	}
+	sum := uint64(f.data) + uint64(filterPages(f.filterLines)) + uint64(f.root) + uint64(f.bounds) + 1
+	if f.pages != uint64(pages) || f.pages != sum || f.root == 0 || f.bounds == 0 || f.filterLines == 0 ||
+		f.filterLines > maxFilterLines || f.levels == 0 || f.levels > maxLevels {
+		return "sections", formatVersion
+	}
 	return "", formatVersion
 }
 
-// span is a range of pages.
-type span struct{ page, pages uint32 }
-
-func (s span) end() uint32 { return s.page + s.pages }
-
-// footer is the last page, sealed under its own number:
-//
-//	0        8        16        24       32        40        48
-//	+--------+--------+---------+--------+---------+---------+---------+
-//	| magic  | pages  | entries | keys   | deletes | min ref | max ref |
-//	+--------+--------+---------+--------+---------+---------+---------+
-//	56       60     64      68     72      76       80        84       88             92      4088
-//	+--------+------+-------+------+-------+--------+---------+--------+--------------+-------+----------+
-//	| ranges | data | pages | root | pages | bounds | pages   | levels | filter lines | zeros | checksum |
-//	+--------+------+-------+------+-------+--------+---------+--------+--------------+-------+----------+
-//
-// pages is the length of the file; ranges is the number of range deletes. A section is its first page and its number
-// of pages. They follow each other: data (with the index blocks below the root), root, bounds, filter. levels is the
-// number of index blocks between the root, included, and a data block.
-type footer struct {
-	pages                  uint64
-	entries, keys, deletes uint64
-	minRef, maxRef         uint64
-	ranges                 uint32
-	data, root, bounds     span
-	levels                 uint32
-	filterLines            uint32
-}
-
-func (f *footer) filter() span {
-	return span{f.bounds.end(), filterPages(f.filterLines)}
-}
-
-func (f *footer) encode(id uint64) []byte {
-	b := make([]byte, 0, pageSize)
-	b = append(b, footMagic[:]...)
-	for _, v := range []uint64{f.pages, f.entries, f.keys, f.deletes, f.minRef, f.maxRef} {
-		b = le.AppendUint64(b, v)
+func (f *footer) info(b []byte) Info {
+	return Info{
+		From: f.from, To: f.to, Entries: f.entries, Keys: f.keys, Deletes: f.deletes, RangeDeletes: int(f.ranges),
+		Size: int64(f.pages) * pageSize, Checksum: le.Uint64(b[pageSize-checksumSize:]), MinRef: f.minRef, MaxRef: f.maxRef,
 	}
-	b = le.AppendUint32(b, f.ranges)
-	for _, s := range []span{f.data, f.root, f.bounds} {
-		b = le.AppendUint32(b, s.page)
-		b = le.AppendUint32(b, s.pages)
-	}
-	b = le.AppendUint32(b, f.levels)
-	b = le.AppendUint32(b, f.filterLines)
-	b = b[:pageSize]
-	seal(b, id, uint32(f.pages)-1)
-	return b
-}
-
-// decode returns what is wrong with the last page of a file of so many pages, or "".
-func (f *footer) decode(b []byte, id uint64, pages uint32) string {
-	if [8]byte(b[:8]) != footMagic {
-		return "no footer"
-	}
-	if !sealed(b, id, pages-1) {
-		return "checksum of the footer"
-	}
-	for i, p := range []*uint64{&f.pages, &f.entries, &f.keys, &f.deletes, &f.minRef, &f.maxRef} {
-		*p = le.Uint64(b[8+8*i:])
-	}
-	f.ranges = le.Uint32(b[56:])
-	for i, s := range []*span{&f.data, &f.root, &f.bounds} {
-		s.page, s.pages = le.Uint32(b[60+8*i:]), le.Uint32(b[64+8*i:])
-	}
-	f.levels, f.filterLines = le.Uint32(b[84:]), le.Uint32(b[88:])
-
-	at := uint64(1)
-	for _, s := range []span{f.data, f.root, f.bounds, f.filter()} {
-		if uint64(s.page) != at {
-			return "sections"
-		}
-		at += uint64(s.pages)
-	}
-	if f.pages != uint64(pages) || at+1 != f.pages || f.root.pages == 0 || f.bounds.pages == 0 ||
-		f.levels == 0 || f.levels > maxLevels || f.filterLines == 0 || f.filterLines > maxFilterLines {
-		return "sections"
-	}
-	return ""
 }
 
 // baseRef is the lowest Ref of a run's records; Refs are stored as their distance from it where that is short.

@@ -18,8 +18,8 @@ import (
 // this number raises the version.
 func TestGolden(t *testing.T) {
 	b, _, _ := small(t)
-	if got := xxhash.Sum64(b); got != 0x5c491b7ebc6367de {
-		t.Errorf("got %#x for %d bytes of format version %d", got, len(b), binary.LittleEndian.Uint32(b[8:]))
+	if got := xxhash.Sum64(b); got != 0x4372775b573ead6e {
+		t.Errorf("got %#x for %d bytes of format version %d", got, len(b), binary.LittleEndian.Uint32(b[len(b)-4096+8:]))
 	}
 }
 
@@ -58,30 +58,30 @@ func TestEntries(t *testing.T) {
 func TestVerifyFinds(t *testing.T) {
 	sound, _, _ := small(t)
 	blocks := run.Blocks(sound)
-	data, root, bounds, filter, foot := run.Footer(sound)
+	filter, root, bounds, foot := run.Footer(sound)
 	put := func(b []byte, at int, v uint64) { binary.LittleEndian.PutUint64(b[at:], v) }
 	children := int(binary.LittleEndian.Uint32(sound[root+8:]))
 	for _, c := range []struct {
 		want   string
 		damage func(b []byte)
 	}{
-		{"entries: ", func(b []byte) { b[foot+16]++ }},
-		{"keys: ", func(b []byte) { b[foot+24]++ }},
-		{"deletes: ", func(b []byte) { b[foot+32]++ }},
-		{"lowest ref: ", func(b []byte) { put(b, foot+40, 1<<62) }},
-		{"highest ref: ", func(b []byte) { put(b, foot+48, 1<<62) }},
+		{"entries: ", func(b []byte) { b[foot+48]++ }},
+		{"keys: ", func(b []byte) { b[foot+56]++ }},
+		{"deletes: ", func(b []byte) { b[foot+64]++ }},
+		{"lowest ref: ", func(b []byte) { put(b, foot+72, 1<<62) }},
+		{"highest ref: ", func(b []byte) { put(b, foot+80, 1<<62) }},
 		{"not in the filter", func(b []byte) { clear(b[filter : filter+4088]) }},
 		{"first separator", func(b []byte) { b[bounds+16], b[bounds+17], b[bounds+18], b[bounds+19] = 1, 'A', 1, 'z' }},
 		{"largest key", func(b []byte) { b[bounds+18] = 'Z' }},
-		{"head", func(b []byte) { b[data+16+2]++ }},
+		{"head", func(b []byte) { b[16+2]++ }},
 		{"common bytes", func(b []byte) { // the second block has the key m alone
-			b[data+4096+12] = 0
-			for g := range int(b[data+4096+2]) {
-				b[data+4096+16+2*g+1] = 'm'
+			b[4096+12] = 0
+			for g := range int(b[4096+2]) {
+				b[4096+16+2*g+1] = 'm'
 			}
 		}},
 		{"order of entries", func(b []byte) { // the second version lies above the first, instead of below
-			at := data + 4096 + 16 + 4*int(b[data+4096+2]) + 2
+			at := 4096 + 16 + 4*int(b[4096+2]) + 2
 			at += 2 + int(b[at+1]&15) + len("m")
 			b[at+1] &^= 0x30
 		}},
@@ -91,7 +91,7 @@ func TestVerifyFinds(t *testing.T) {
 	} {
 		b := append([]byte(nil), sound...)
 		c.damage(b)
-		run.Reseal(b, blocks)
+		run.Reseal(b, 99, blocks)
 		r, err := run.Open(ram{b: b}, runPath)
 		if err == nil {
 			err = r.Verify(context.Background())

@@ -123,7 +123,7 @@ func (it *Iter) enter(to *target) bool {
 
 func (it *Iter) descend(to *target) (err error) {
 	defer it.r.leave(enter(), &err)
-	if err := it.r.descend(&it.path, 0, it.r.foot.root.page, to); err != nil {
+	if err := it.r.descend(&it.path, 0, it.r.root, to); err != nil {
 		return err
 	}
 	return it.load(to)

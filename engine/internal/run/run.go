@@ -21,9 +21,9 @@ type Run struct {
 	path   string
 	m      vfs.Mapping
 	data   []byte // of m
-	head   header
 	foot   footer
 	base   uint64 // lowest ref
+	root   uint32 // first page of the root
 	end    uint32 // page behind the root: the blocks that a search may touch
 	filter int    // where the filter begins, in bytes
 	info   Info
@@ -32,8 +32,8 @@ type Run struct {
 	verified []atomic.Uint32 // a bit for each page: a block that begins there has been verified
 }
 
-// Open maps a run and verifies its header, its footer, the root of its index, and its range deletes: a few pages,
-// however long it is. It allocates a bit for each page and what the range deletes take.
+// Open maps a run and verifies its footer, the root of its index, and its range deletes: a few neighbouring pages, however
+// long it is. It allocates a bit for each page and what the range deletes take.
 func Open(fsys vfs.FS, path string) (_ *Run, err error) {
 	file, err := fsys.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
@@ -44,7 +44,7 @@ func Open(fsys vfs.FS, path string) (_ *Run, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open run: %w", err)
 	}
-	if size < 2*pageSize || size%pageSize != 0 || size/pageSize > maxPages || size > math.MaxInt {
+	if size < pageSize || size%pageSize != 0 || size/pageSize > maxPages || size > math.MaxInt {
 		return nil, &CorruptError{Path: path, Reason: fmt.Sprintf("length %d", size)}
 	}
 	m, err := file.Map(size, false)
@@ -61,33 +61,31 @@ func Open(fsys vfs.FS, path string) (_ *Run, err error) {
 
 func (r *Run) open() (err error) {
 	defer r.leave(enter(), &err)
-	switch reason, version := r.head.decode(r.data[:pageSize]); {
+	pages := uint32(len(r.data) / pageSize)
+	last := r.data[len(r.data)-pageSize:]
+	switch reason, version := r.foot.decode(last, pages); {
 	case reason != "":
-		return r.corrupt(0, reason)
+		return r.corrupt(pages-1, reason)
 	case version != formatVersion:
 		return &wal.VersionError{What: "run format", Have: formatVersion, Need: version}
 	}
-	pages := uint32(len(r.data) / pageSize)
-	last := r.data[len(r.data)-pageSize:]
-	if reason := r.foot.decode(last, r.head.id, pages); reason != "" {
-		return r.corrupt(pages-1, reason)
-	}
+	f := &r.foot
 	r.verified = make([]atomic.Uint32, (pages+31)/32)
-	r.base = baseRef(r.head.from)
-	r.end = r.foot.root.end()
-	r.filter = int(r.foot.filter().page) * pageSize
-	r.info = r.foot.info(&r.head, last)
-	if _, err := r.block(r.foot.root.page); err != nil {
+	r.base = baseRef(f.from)
+	r.filter = int(f.data) * pageSize
+	r.root = f.rootPage()
+	r.end = r.root + f.root
+	r.info = f.info(last)
+	if _, err := r.block(r.root); err != nil {
 		return err
 	}
-	s := r.foot.bounds
-	b := r.data[int(s.page)*pageSize : int(s.end())*pageSize]
-	if !sealed(b, r.head.id, s.page) {
-		return r.corrupt(s.page, "checksum of the bounds")
+	b := r.data[int(r.end)*pageSize : len(r.data)-pageSize]
+	if !sealed(b, f.id, r.end) {
+		return r.corrupt(r.end, "checksum of the bounds")
 	}
 	var ok bool
-	if r.bounds, ok = decodeBounds(b, r.foot.ranges); !ok {
-		return r.corrupt(s.page, "bounds")
+	if r.bounds, ok = decodeBounds(b, f.ranges); !ok {
+		return r.corrupt(r.end, "bounds")
 	}
 	return nil
 }
@@ -148,8 +146,8 @@ func (r *Run) isVerified(page uint32) bool { return r.verified[page/32].Load()>>
 
 // block returns the block that begins at a page, verified once.
 func (r *Run) block(page uint32) ([]byte, error) {
-	if page == 0 || page >= r.end {
-		return nil, r.corrupt(0, fmt.Sprintf("page %d in the index", page))
+	if page >= r.end {
+		return nil, r.corrupt(r.root, fmt.Sprintf("page %d in the index", page))
 	}
 	b := r.data[int(page)*pageSize:]
 	n := le.Uint32(b[4:])
@@ -158,7 +156,7 @@ func (r *Run) block(page uint32) ([]byte, error) {
 	}
 	b = b[:int(n)*pageSize]
 	if !r.isVerified(page) {
-		if !sealed(b, r.head.id, page) {
+		if !sealed(b, r.foot.id, page) {
 			return nil, r.corrupt(page, "checksum of the block")
 		}
 		r.verified[page/32].Or(1 << (page % 32))
@@ -182,7 +180,7 @@ func (r *Run) index(page uint32, x *indexBlock) error {
 func (r *Run) mayHold(h uint64) (bool, error) {
 	at := r.filter + lineOffset(h, r.foot.filterLines)
 	if page := uint32(at / pageSize); !r.isVerified(page) {
-		if !sealed(r.data[int(page)*pageSize:][:pageSize], r.head.id, page) {
+		if !sealed(r.data[int(page)*pageSize:][:pageSize], r.foot.id, page) {
 			return false, r.corrupt(page, "checksum of the filter")
 		}
 		r.verified[page/32].Or(1 << (page % 32))
@@ -330,7 +328,7 @@ func (r *Run) get(key []byte, at uint64) (v memindex.Version, ok bool, err error
 		return v, false, nil
 	}
 	var p path
-	if err := r.descend(&p, 0, r.foot.root.page, &target{byKey, key, at}); err != nil {
+	if err := r.descend(&p, 0, r.root, &target{byKey, key, at}); err != nil {
 		return v, false, err
 	}
 	for {

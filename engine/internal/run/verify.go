@@ -15,7 +15,7 @@ func (r *Run) Verify(ctx context.Context) error {
 	if err := again.open(); err != nil {
 		return err
 	}
-	for page := range again.foot.filter().pages {
+	for page := range filterPages(again.foot.filterLines) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -25,11 +25,11 @@ func (r *Run) Verify(ctx context.Context) error {
 	}
 	v := verifier{r: &again}
 	if r.foot.entries > 0 {
-		if err := v.index(ctx, 0, again.foot.root.page, again.Smallest(), false); err != nil {
+		if err := v.index(ctx, 0, again.root, again.Smallest(), false); err != nil {
 			return err
 		}
 	} else {
-		v.pages = again.foot.root.pages
+		v.pages = again.foot.root
 	}
 	return v.finish()
 }
@@ -38,7 +38,7 @@ func (r *Run) Verify(ctx context.Context) error {
 func (r *Run) verifyFilter(page int) (err error) {
 	defer r.leave(enter(), &err)
 	at := r.filter/pageSize + page
-	if !sealed(r.data[at*pageSize:][:pageSize], r.head.id, uint32(at)) {
+	if !sealed(r.data[at*pageSize:][:pageSize], r.foot.id, uint32(at)) {
 		return r.corrupt(uint32(at), "checksum of the filter")
 	}
 	return nil
@@ -48,7 +48,7 @@ func (r *Run) verifyFilter(page int) (err error) {
 type verifier struct {
 	r     *Run
 	pages uint32 // met
-	last  uint32 // data block met last
+	last  uint32 // page behind the data block met last
 	key   []byte // of the entry met last
 	ref   uint64
 
@@ -117,10 +117,10 @@ func (v *verifier) data(page uint32, separator []byte, cont bool) (err error) {
 	if err != nil {
 		return err
 	}
-	if page <= v.last {
+	if page < v.last {
 		return r.corrupt(page, "order of data blocks")
 	}
-	v.last = page
+	v.last = page + uint32(len(b)/pageSize)
 	v.pages += uint32(len(b) / pageSize)
 	var d dataBlock
 	if !d.parse(b) || !d.readFirst() {
@@ -203,7 +203,7 @@ func (v *verifier) finish() error {
 		what      string
 		got, want uint64
 	}{
-		{"pages", uint64(v.pages), uint64(v.r.end - 1)},
+		{"pages", uint64(v.pages), uint64(f.data + f.root)},
 		{"entries", v.entries, f.entries},
 		{"keys", v.keys, f.keys},
 		{"deletes", v.deletes, f.deletes},
@@ -215,7 +215,7 @@ func (v *verifier) finish() error {
 		}
 	}
 	if !bytes.Equal(v.key, v.r.Largest()) {
-		return v.r.corrupt(f.bounds.page, "largest key")
+		return v.r.corrupt(v.r.end, "largest key")
 	}
 	return nil
 }

@@ -83,8 +83,7 @@ func NewWriter(fsys vfs.FS, path string, o WriterOptions) (*Writer, error) {
 	w := &Writer{fs: fsys, path: path, file: file, o: o, out: make([]byte, 0, 64<<10), filter: newFilter(o.Expected)}
 	w.block.base = baseRef(o.From)
 	w.levels = make([]indexBuilder, 1)
-	h := header{id: o.ID, from: o.From, to: o.To}
-	w.out = append(w.out, h.encode()...)
+	w.foot = footer{id: o.ID, from: o.From, to: o.To}
 	return w, nil
 }
 
@@ -283,18 +282,17 @@ func (w *Writer) finish() error {
 			return err
 		}
 	}
-	root, err := w.writeIndex(level)
-	if err != nil {
-		return err
-	}
 	f := &w.foot
 	f.levels = uint32(len(w.levels))
-	f.data = span{1, root - 1}
-	f.root = span{root, w.next() - root}
-	if err := w.endBounds(); err != nil {
+	f.data = w.next()
+	if err := w.endFilter(); err != nil {
 		return err
 	}
-	if err := w.endFilter(); err != nil {
+	if _, err := w.writeIndex(level); err != nil {
+		return err
+	}
+	f.root = w.next() - f.rootPage()
+	if err := w.endBounds(); err != nil {
 		return err
 	}
 	page, b, err := w.alloc(pageSize)
@@ -302,27 +300,13 @@ func (w *Writer) finish() error {
 		return err
 	}
 	f.pages = uint64(page) + 1
-	copy(b, f.encode(w.o.ID))
-	w.info = f.info(&header{from: w.o.From, to: w.o.To}, b)
+	copy(b, f.encode())
+	w.info = f.info(b)
 	for len(w.out) > 0 {
 		if err := w.write(min(len(w.out), writeSize)); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-func (w *Writer) endBounds() error {
-	f := &w.foot
-	f.ranges = uint32(len(w.ranges))
-	block := encodeBounds(w.smallest, w.prev, w.ranges)
-	page, b, err := w.alloc(len(block))
-	if err != nil {
-		return err
-	}
-	copy(b, block)
-	seal(b, w.o.ID, page)
-	f.bounds = span{page, uint32(len(b) / pageSize)}
 	return nil
 }
 
@@ -340,6 +324,20 @@ func (w *Writer) endFilter() error {
 	return nil
 }
 
+func (w *Writer) endBounds() error {
+	f := &w.foot
+	f.ranges = uint32(len(w.ranges))
+	block := encodeBounds(w.smallest, w.prev, w.ranges)
+	page, b, err := w.alloc(len(block))
+	if err != nil {
+		return err
+	}
+	copy(b, block)
+	seal(b, w.o.ID, page)
+	f.bounds = uint32(len(b) / pageSize)
+	return nil
+}
+
 // Abort removes the file, unless Finish has succeeded. It may be called at any time and more than once.
 func (w *Writer) Abort() {
 	if w.file == nil {
@@ -351,11 +349,4 @@ func (w *Writer) Abort() {
 		w.err = ErrFinished
 	}
 	_ = w.fs.Remove(w.path) // what stays is an orphan, which nothing refers to
-}
-
-func (f *footer) info(h *header, b []byte) Info {
-	return Info{
-		From: h.from, To: h.to, Entries: f.entries, Keys: f.keys, Deletes: f.deletes, RangeDeletes: int(f.ranges),
-		Size: int64(f.pages) * pageSize, Checksum: le.Uint64(b[pageSize-checksumSize:]), MinRef: f.minRef, MaxRef: f.maxRef,
-	}
 }
