@@ -529,7 +529,7 @@ func (db *DB) trim() {
 	if whole {
 		db.trims = slices.Delete(db.trims, 0, done)
 	}
-	if to <= db.log.Tail() {
+	if to < db.log.Tail() {
 		return
 	}
 	if err := db.log.TrimBefore(to); err != nil && !errors.Is(err, wal.ErrClosed) {

@@ -353,7 +353,7 @@ func (l *Log) saveDiverged(to LSN) error {
 }
 
 // TrimBefore removes the segments that lie wholly below an LSN, which must not be above the durable mark, down to a place that can
-// be the tail (see [Log.TailBelow]). Readers that are inside them end with [ErrTrimmed] at their next step. Durable on return.
+// be the tail (see [Log.TailBelow]), and what an earlier removal that was interrupted has left in front of the tail. Readers that are inside them end with [ErrTrimmed] at their next step. Durable on return.
 func (l *Log) TrimBefore(at LSN) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -369,13 +369,18 @@ func (l *Log) TrimBefore(at LSN) error {
 	for n < len(old.segs)-1 && old.segs[n].end() <= at {
 		n++
 	}
-	if n == 0 {
+	if n == 0 && len(l.headless) == 0 {
 		return nil
 	}
-	l.segs.Store(&segList{segs: old.segs[n:], size: old.size})
-	for _, s := range old.segs[:n] { // oldest first: a crash leaves no gap
+	gone := l.headless
+	l.headless = nil
+	for _, s := range old.segs[:n] {
 		l.handles.drop(s)
-		if err := l.opts.FS.Remove(s.path); err != nil {
+		gone = append(gone, s.path)
+	}
+	l.segs.Store(&segList{segs: old.segs[n:], size: old.size})
+	for _, path := range gone { // oldest first: a crash leaves no gap
+		if err := l.opts.FS.Remove(path); err != nil {
 			return fmt.Errorf("trim: %w", err)
 		}
 		if err := l.opts.FS.SyncDir(l.segDir()); err != nil {

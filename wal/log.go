@@ -53,6 +53,7 @@ type Log struct {
 	useMap   bool                  // the file system is coherent: unsynced groups go through the map
 	mapped   mapped                // what is known of the stores through the map
 	erased   bool                  // there is no note of a clean close
+	headless []string              // files before the tail that are left from a removal, oldest first
 
 	syncMu sync.Mutex // one fdatasync of the tip at a time
 

@@ -34,6 +34,7 @@ func (l *Log) open() (last mark, err error) {
 	size := segs[0].header.SegmentSize
 	l.segs.Store(&segList{segs: segs, size: size})
 	l.head.Store(uint64(segs[len(segs)-1].end())) // for reads during recovery
+	segs = l.leaveHeadless(segs)
 	// 4. The newest mark.
 	last, marked, err := loadMark(l.opts.FS, l.dir, segs[0].header.Database)
 	if err != nil {
@@ -255,6 +256,25 @@ func (l *Log) fits(s *segment, base LSN, before []*segment) error {
 		return &CorruptError{Path: last.path, LSN: last.end(), Reason: fmt.Sprintf("segments are missing from here to %v", base)}
 	}
 	return nil
+}
+
+// leaveHeadless leaves the segments at the front out of the log that begin inside a batch whose beginning is gone: a removal was
+// interrupted between them. Their files stay until TrimBefore is called again, in case that they were lost in another way.
+func (l *Log) leaveHeadless(segs []*segment) []*segment {
+	n := 0
+	for n < len(segs) && segs[n].base() > 0 && l.openAt(segs[n]) {
+		n++
+	}
+	if n == 0 || n == len(segs) {
+		return segs
+	}
+	for _, s := range segs[:n] {
+		l.headless = append(l.headless, s.path)
+		l.handles.drop(s)
+	}
+	l.opts.Logger.Warn("segments begin inside a batch whose beginning is gone: they are left out", "from_lsn", segs[0].base().String(), "tail_lsn", segs[n].base().String())
+	l.segs.Store(&segList{segs: segs[n:], size: segs[n].header.SegmentSize})
+	return segs[n:]
 }
 
 // bindDatabase notes in the node file whose log the directory holds.

@@ -44,6 +44,7 @@ func (l *Log) Reset() error {
 	l.history.Store(&[]HistoryEntry{})
 	l.tipFile.unpin()
 	l.tip, l.tipFile, l.cur, l.alloc, l.sealed, l.mapped = nil, nil, cursor{}, 0, 0, mapped{}
+	l.headless = nil
 	for _, s := range old.segs {
 		l.handles.drop(s)
 	}
