@@ -447,7 +447,7 @@ func (db *DB) ruleAsLeader(rule wal.Rule) wal.Rule {
 // It waits until the last leader does not rely on this node any more, for ReadLease at the most.
 // The caller has made sure that nothing more is appended from an older leader. A leader is fenced by its promise.
 func (db *DB) GrantPromise(e wal.Epoch) (bool, error) {
-	if e <= max(db.log.Promised(), db.log.Epoch()) {
+	if !db.mayPromise(e) {
 		return false, nil
 	}
 	again, err := db.stopLending(context.Background())
@@ -460,8 +460,11 @@ func (db *DB) GrantPromise(e wal.Epoch) (bool, error) {
 	if db.closed.Load() {
 		return false, ErrClosed
 	}
-	if e <= max(db.log.Promised(), db.log.Epoch()) {
+	if !db.mayPromise(e) {
 		return false, nil
 	}
 	return true, db.Fence(e)
 }
+
+// mayPromise reports whether an epoch is above all that this node has promised or has in its log.
+func (db *DB) mayPromise(e wal.Epoch) bool { return e > max(db.log.Promised(), db.log.Epoch()) }

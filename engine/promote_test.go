@@ -87,3 +87,28 @@ func TestFurthest(t *testing.T) {
 		}
 	}
 }
+
+// TestPromiseOnce: an epoch is promised to one candidate; below it, or at what the log has reached, to none, also after a reopen.
+func TestPromiseOnce(t *testing.T) {
+	leader := open(t, t.TempDir(), nil)
+	dir, opts := t.TempDir(), &engine.Options{Follower: true}
+	f := open(t, dir, opts)
+	feed(t, leader, f, leader.Log().Head())
+	grant := func(e wal.Epoch, want bool) {
+		t.Helper()
+		if got, err := f.GrantPromise(e); got != want || err != nil {
+			t.Errorf("promise of %v: %v, %v; want %v", e, got, err, want)
+		}
+	}
+	now := f.Log().Epoch()
+	grant(now, false)
+	grant(now.NextTerm().NextTerm(), true)
+	grant(now.NextTerm().NextTerm(), false)
+	grant(now.NextTerm(), false)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f = open(t, dir, opts)
+	grant(now.NextTerm().NextTerm(), false)
+	grant(now.NextTerm().NextTerm().NextTerm(), true)
+}
