@@ -24,6 +24,8 @@ const (
 	CallPromise CallOp = 2
 	// CallTakeOver asks the node to become the leader.
 	CallTakeOver CallOp = 3
+	// CallClients asks where the node serves clients: the Addr of its Vote.
+	CallClients CallOp = 4
 )
 
 // Call is the one message of a short connection between nodes, sent where a follower would send a [Join]. It is answered by a
@@ -61,7 +63,7 @@ func (d *decoder) call() *Call {
 	d.zero(4)
 	d.need(name <= MaxName && addr <= MaxName)
 	m.Name, m.Addr = d.text(name), d.text(addr)
-	d.need(m.Op >= CallReport && m.Op <= CallTakeOver && !m.Node.IsZero() && !m.Database.IsZero())
+	d.need(m.Op >= CallReport && m.Op <= CallClients && !m.Node.IsZero() && !m.Database.IsZero())
 	d.need((m.Op == CallPromise) == (m.Epoch != 0))
 	return m
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"sync"
 	"time"
@@ -157,6 +156,10 @@ func (n *node) answer(ctx context.Context, c *ship.Call) (*ship.Vote, error) {
 				n.log.Error("the candidate is not followed", "addr", c.Addr, "error", err)
 			}
 		}
+		return v, nil
+	case ship.CallClients:
+		v := n.vote(false)
+		v.Addr = n.respAddr
 		return v, nil
 	case ship.CallTakeOver:
 		_, err := n.promote(ctx, engine.PromoteOptions{})
@@ -329,88 +332,6 @@ func (n *node) DropSlot(name string) (any, error) {
 	}
 	n.log.Warn("a slot was dropped", "name", name)
 	return struct{}{}, nil
-}
-
-// handedOver is what Switchover shows.
-type handedOver struct {
-	To      string  `json:"to"`
-	Epoch   string  `json:"epoch"`
-	PauseMs float64 `json:"pause_ms"` // from the last write that this node took to the answer of the new leader
-}
-
-// Switchover implements httpd.Control: it stops writes, waits until the target has on its disk all that readers have seen, and has it take over. When
-// that fails, this node leads again.
-func (n *node) Switchover(ctx context.Context, to string) (any, error) {
-	if !n.leads() {
-		return nil, errors.New("this node does not lead: ask the leader to hand over")
-	}
-	find := func() (ship.PeerStatus, bool) {
-		peers := n.peers()
-		i := slices.IndexFunc(peers, func(p ship.PeerStatus) bool { return p.Name == to })
-		if i < 0 {
-			return ship.PeerStatus{}, false
-		}
-		return peers[i], true
-	}
-	target, ok := find()
-	if !ok {
-		return nil, fmt.Errorf("no follower of the name %q is connected", to)
-	}
-	addr := net.JoinHostPort(splitAddr(target.Addr, target.Remote))
-	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
-	defer cancel()
-	began := time.Now()
-	n.handing.Store(true)
-	defer n.handing.Store(false)
-	n.changing.Lock()
-	err := n.db.Follow(ctx) // writes end here; the follower goes on being fed
-	n.changing.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	vote, err := n.handOver(ctx, addr, find)
-	if err != nil {
-		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOverTimeout)
-		defer cancel()
-		if _, again := n.promote(back, engine.PromoteOptions{}); again != nil {
-			return nil, errors.Join(fmt.Errorf("switchover: %w", err), fmt.Errorf("lead again: %w", again))
-		}
-		return nil, fmt.Errorf("switchover: %w; this node leads again", err)
-	}
-	return handedOver{To: to, Epoch: vote.Last.String(), PauseMs: float64(time.Since(began).Microseconds()) / 1e3}, nil
-}
-
-func (n *node) handOver(ctx context.Context, addr string, find func() (ship.PeerStatus, bool)) (*ship.Vote, error) {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for {
-		target, ok := find()
-		if !ok {
-			return nil, errors.New("the target has gone")
-		}
-		if target.Durable >= n.db.Visible() { // the rest was never acknowledged; it is copied with this node's promise
-			break
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("the target is durable up to %v of %v: %w", target.Durable, n.db.Visible(), ctx.Err())
-		}
-	}
-	if n.lease != nil {
-		target, _ := find()
-		if err := n.lease.HandOver(ctx, target.ID.String()); err != nil {
-			return nil, err
-		}
-	}
-	vote, err := n.ask(ctx, addr, ship.CallTakeOver, 0, handOverTimeout)
-	if err != nil {
-		return nil, err
-	}
-	if !vote.Granted {
-		return nil, errors.New("the target did not take over")
-	}
-	return vote, nil
 }
 
 // ledLast reports whether this node led the last epoch that it knows of, and has not made way for another.

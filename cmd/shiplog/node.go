@@ -35,6 +35,9 @@ type node struct {
 	standing sync.Mutex  // one attempt to lead at a time; before changing
 	handing  atomic.Bool // a switchover is under way
 
+	failovers   failovers
+	clientAddrs clientAddrs
+
 	changing sync.Mutex // one change of role or upstream at a time; before mu
 
 	mu       sync.Mutex // guards all below
@@ -202,10 +205,13 @@ func (n *node) Info() resp.NodeInfo {
 		Leader: s.Role == engine.Leader, Loading: s.Loading,
 		Tail: uint64(s.Tail), Head: uint64(s.Head), Durable: uint64(s.Durable), Committed: uint64(s.Committed),
 		Applied: uint64(s.Applied), Visible: uint64(s.Visible), DegradedFrom: uint64(s.Degraded), Failed: failedText(&s),
-		Digest: digestString(s.Digest), DigestLSN: uint64(s.DigestLSN), Keys: int64(s.Keys),
+		Digest: digestString(s.Digest), DigestLSN: uint64(s.DigestLSN), Keys: int64(s.Keys), FailoverState: n.failovers.current(),
 	}
 	for _, p := range n.peers() {
-		host, port := splitAddr(p.Addr, p.Remote)
+		host, port, ok := n.clientAddr(&p)
+		if !ok {
+			continue // tools would take what is not there for a replica that is down
+		}
 		info.Replicas = append(info.Replicas, resp.Replica{
 			NodeID: p.ID.String(), Name: p.Name, Host: host, Port: port, State: "online", Voter: p.Voter,
 			Sent: uint64(p.Sent), Received: uint64(p.Received), Durable: uint64(p.Durable), Applied: uint64(p.Applied),

@@ -153,6 +153,9 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 		n.log.Info("draining")
 	case cause = <-failed:
 	}
+	if n.AbortFailover() == nil {
+		n.failovers.done.Wait()
+	}
 	stopWatch() // this node's role stays what it is, and it follows nobody anew
 	watch.Wait()
 	drain, cancel := context.WithTimeout(context.Background(), cfg.DrainTimeout)

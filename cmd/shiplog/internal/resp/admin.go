@@ -214,6 +214,8 @@ func (s *Server) settings() map[string]string {
 		"maxmemory":              "0",
 		"maxmemory-policy":       "noeviction",
 		"proto-max-bulk-len":     strconv.Itoa(s.maxValue),
+		"replica-priority":       strconv.FormatInt(s.priority.Load(), 10),
+		"slave-priority":         strconv.FormatInt(s.priority.Load(), 10),
 		"replica-read-only":      "yes",
 		"save":                   "",
 		"slave-read-only":        "yes",
@@ -258,7 +260,9 @@ func configSet(c *conn, args [][]byte) {
 			apply = append(apply, func() { c.srv.idleTimeout.Store(n * int64(time.Second)) })
 		case name == "maxclients" && number && n >= 1 && n <= 1<<20:
 			apply = append(apply, func() { c.srv.maxClients.Store(n) })
-		case name == "timeout", name == "maxclients":
+		case (name == "replica-priority" || name == "slave-priority") && number && n >= 0 && n <= math.MaxInt32:
+			apply = append(apply, func() { c.srv.priority.Store(n) })
+		case name == "timeout", name == "maxclients", name == "replica-priority", name == "slave-priority":
 			c.out.errorf("ERR CONFIG SET failed (possibly related to argument '%s') - argument must be an integer in range", name)
 			return
 		default:

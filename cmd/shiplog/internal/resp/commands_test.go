@@ -80,6 +80,11 @@ func TestReplies(t *testing.T) {
 		}},
 		{"role", []string{"ROLE", "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"}},
 		{"wait", []string{"WAIT 0 0", zero, "WAIT 1 10", zero, "WAIT x 0", notInt, "WAIT 0 x", "-ERR timeout is not an integer or out of range\r\n", "WAIT 0 -1", "-ERR timeout is negative\r\n", "WAITAOF 1 0 0", "*2\r\n:1\r\n:0\r\n", "WAITAOF 2 0 0", "-ERR value is out of range, must be between 0 and 1\r\n"}},
+		{"failover", []string{
+			"FAILOVER", ok, "FAILOVER TO 10.0.0.1 6380 FORCE TIMEOUT 10", ok, "FAILOVER TIMEOUT 0", "-ERR FAILOVER timeout must be greater than 0\r\n",
+			"FAILOVER TO h 1 FORCE", "-ERR FAILOVER with force option requires both a timeout and target HOST and IP.\r\n", "FAILOVER FORCE", "-ERR syntax error\r\n",
+			"FAILOVER ABORT NOW", "-ERR syntax error\r\n", "FAILOVER ABORT", "-ERR resp: not available\r\n",
+		}},
 		{"replicaof", []string{"REPLICAOF NO ONE", "-ERR resp: not available\r\n", "REPLICAOF h x", "-ERR Invalid master port\r\n", "SLAVEOF 10.0.0.1 6380", ok}},
 		{"quit", []string{"QUIT", ok}},
 		{"quoting", []string{`SET k "a\x00\n"`, ok, "STRLEN k", ":3\r\n", "PING ''", "$0\r\n\r\n"}},

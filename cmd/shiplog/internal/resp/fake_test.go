@@ -3,6 +3,7 @@ package resp_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"slices"
@@ -338,6 +339,13 @@ func (n *node) WaitReplicas(ctx context.Context, _ resp.Position, want int, _ bo
 }
 
 func (n *node) LocalDurable(context.Context, resp.Position, bool) bool { return true }
+
+func (n *node) Failover(_ context.Context, f resp.Failover) error {
+	n.leader.Store(fmt.Sprintf("%+v", f))
+	return nil
+}
+
+func (n *node) AbortFailover() error { return resp.ErrUnavailable }
 
 func (n *node) LeaderAddr() string {
 	addr, _ := n.leader.Load().(string)

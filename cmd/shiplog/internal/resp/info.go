@@ -1,6 +1,7 @@
 package resp
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -133,13 +134,13 @@ func infoStats(b *strings.Builder, s *Server, _ *NodeInfo) {
 }
 
 // infoReplication has the fields that tools read; offsets are LSNs.
-func infoReplication(b *strings.Builder, _ *Server, n *NodeInfo) {
+func infoReplication(b *strings.Builder, s *Server, n *NodeInfo) {
 	offset := n.Head
 	if n.Leader {
 		field(b, "role", "master")
 	} else {
 		field(b, "role", "slave")
-		infoUpstream(b, n)
+		infoUpstream(b, s, n)
 	}
 	field(b, "connected_slaves", len(n.Replicas))
 	if n.Leader {
@@ -149,7 +150,7 @@ func infoReplication(b *strings.Builder, _ *Server, n *NodeInfo) {
 		fmt.Fprintf(b, "slave%d:ip=%s,port=%s,state=%s,offset=%d,lag=%d,name=%s,node_id=%s,voter=%s,sent=%d,durable=%d,applied=%d\r\n",
 			i, r.Host, r.Port, r.State, r.Received, max(0, int64(r.Lag.Seconds())), r.Name, r.NodeID, yesNo(r.Voter), r.Sent, r.Durable, r.Applied)
 	}
-	field(b, "master_failover_state", "no-failover")
+	field(b, "master_failover_state", cmp.Or(n.FailoverState, "no-failover"))
 	field(b, "master_replid", n.replicationID())
 	field(b, "master_replid2", strings.Repeat("0", 40))
 	field(b, "master_repl_offset", offset)
@@ -160,7 +161,7 @@ func infoReplication(b *strings.Builder, _ *Server, n *NodeInfo) {
 	field(b, "repl_backlog_histlen", offset-n.Tail)
 }
 
-func infoUpstream(b *strings.Builder, n *NodeInfo) {
+func infoUpstream(b *strings.Builder, s *Server, n *NodeInfo) {
 	up := n.Upstream
 	if up == nil {
 		up = &Upstream{}
@@ -183,7 +184,7 @@ func infoUpstream(b *strings.Builder, n *NodeInfo) {
 		}
 		field(b, "master_link_down_since_seconds", down)
 	}
-	field(b, "slave_priority", 100)
+	field(b, "slave_priority", s.priority.Load())
 	field(b, "slave_read_only", 1)
 	field(b, "replica_announced", 1)
 }

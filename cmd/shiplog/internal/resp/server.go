@@ -66,6 +66,7 @@ type Server struct {
 
 	maxClients  atomic.Int64
 	idleTimeout atomic.Int64 // ns
+	priority    atomic.Int64 // for Sentinel: lower ones are promoted first, 0 never
 
 	ctx    context.Context // ends what commands wait for when draining takes too long
 	cancel context.CancelFunc
@@ -139,6 +140,7 @@ func New(o Options) *Server {
 		command: int(min(o.ClientMemory, 1<<30)),
 	}
 	s.maxClients.Store(int64(o.MaxClients))
+	s.priority.Store(100)
 	s.idleTimeout.Store(int64(o.IdleTimeout))
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.combine.srv = s

@@ -117,6 +117,10 @@ type Watch interface {
 
 // Node is what the server needs of the node around the store.
 type Node interface {
+	// Failover has another node take over, in the background; writes are refused meanwhile.
+	Failover(ctx context.Context, f Failover) error
+	// AbortFailover ends that, and this node leads on.
+	AbortFailover() error
 	// LeaderAddr is where clients reach the leader, as far as this node knows; empty: it does not, or leads itself.
 	LeaderAddr() string
 	// Info returns what INFO, ROLE and CONFIG GET report.
@@ -154,6 +158,8 @@ type NodeInfo struct {
 	Digest    string
 	DigestLSN uint64
 	Keys      int64
+
+	FailoverState string // as INFO shows it
 
 	Upstream *Upstream // nil on a leader
 	Replicas []Replica // connected followers
