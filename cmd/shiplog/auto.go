@@ -354,7 +354,7 @@ func advertised(addr net.Addr, etcd string) string {
 	if err != nil {
 		return addr.String()
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }() // nothing was sent
 	own, _, err := net.SplitHostPort(c.LocalAddr().String())
 	if err != nil {
 		return addr.String()

@@ -43,12 +43,12 @@ func freeAddrs(t testing.TB) (a, b string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer one.Close()
+	defer func() { _ = one.Close() }()
 	two, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer two.Close()
+	defer func() { _ = two.Close() }()
 	return one.Addr().String(), two.Addr().String()
 }
 
