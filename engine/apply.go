@@ -194,6 +194,7 @@ func (db *DB) applyControl(c wal.Control, end wal.LSN) {
 		db.setRule(c.Rule, end)
 		db.marks.setDegraded(c.DegradedFrom)
 		db.clock.observe(c.ClockFloor)
+		db.log.LearnHistory(c.History)
 		db.noteTail(c.Tail, end)
 		if c.Tail >= db.firstTail {
 			db.consistentAt.CompareAndSwap(0, uint64(end))

@@ -25,6 +25,7 @@ type indexMark struct {
 	Clock      int64 // log time, unix milliseconds
 	Consistent bool  // the state up to there is one that the log has been in, if the log begins at Tail or before
 	Tail       wal.LSN
+	Older      []byte `json:",omitempty"` // a tail record with the epochs that began before Tail
 }
 
 // freezeEvery freezes the index's table after so many versions; 0: by size only. Tests set it.
@@ -68,6 +69,15 @@ func (db *DB) takeMark(end wal.LSN, text []byte) error {
 	if m.Tail > 0 {
 		db.noteTail(m.Tail, end)
 	}
+	if len(m.Older) > 0 {
+		c, err := wal.DecodeControl(m.Older)
+		if err != nil {
+			return fmt.Errorf("index mark at %v: %w", end, err)
+		}
+		if r, ok := c.(*wal.TailRecord); ok {
+			db.log.LearnHistory(r.History)
+		}
+	}
 	if m.Consistent && db.log.Tail() <= m.Tail {
 		db.consistentAt.CompareAndSwap(0, uint64(end))
 	}
@@ -85,6 +95,15 @@ func (db *DB) mark(end wal.LSN) ([]byte, error) {
 	var err error
 	if m.Rule, err = wal.AppendControl(nil, &rule); err != nil {
 		return nil, err
+	}
+	older := db.log.History()
+	for n := len(older); n > 0 && older[n-1].Start >= db.tail(); n-- {
+		older = older[:n-1]
+	}
+	if len(older) > 0 {
+		if m.Older, err = wal.AppendControl(nil, &wal.TailRecord{History: newestEpochs(older)}); err != nil {
+			return nil, err
+		}
 	}
 	return json.Marshal(&m)
 }

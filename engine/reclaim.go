@@ -465,7 +465,16 @@ func (db *DB) completeTail(r *wal.TailRecord) {
 	m.mu.Lock()
 	r.Rule, r.DegradedFrom = m.rule, m.degraded
 	m.mu.Unlock()
-	r.History, r.ClockFloor = db.log.History(), db.clock.read()
+	r.History, r.ClockFloor = newestEpochs(db.log.History()), db.clock.read()
+}
+
+// tailEpochs is how many epochs a tail record carries: as many as fit into a frame of the smallest segments. Who comes back from an older one
+// has no epoch in common with the log.
+const tailEpochs = 256
+
+// newestEpochs is as much of a history as a tail record carries.
+func newestEpochs(h []wal.HistoryEntry) []wal.HistoryEntry {
+	return h[max(len(h)-tailEpochs, 0):]
 }
 
 // trimmable is a tail record whose segments this node has not removed yet.

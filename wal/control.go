@@ -20,7 +20,7 @@ const (
 const (
 	MaxVoters   = 64
 	MaxName     = 255  // bytes of a voter's name or address
-	MaxHistory  = 1024 // epochs in a tail record; older ones are dropped first
+	MaxHistory  = 1024 // epochs in a tail record
 	maxControl  = 64<<10 - 1
 	historySize = 4 + 8 + 8 + 16
 )

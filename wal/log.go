@@ -183,9 +183,34 @@ func (l *Log) Epoch() Epoch {
 	return h[len(h)-1].Epoch
 }
 
-// History returns the epochs of the log, oldest first. The first begins at the tail or before it. The caller must not
-// change the slice.
+// History returns the epochs of the log, oldest first. The first begins at the tail or before it; what is known of older ones comes from
+// LearnHistory. The caller must not change the slice.
 func (l *Log) History() []HistoryEntry { return *l.history.Load() }
+
+// LearnHistory tells the log which epochs began before the tail, as a tail record says: their own records have gone with the segments
+// that held them, and Open finds only what is left. Epochs must rise, and the one in which the log's first byte was written must be
+// among them; else it does nothing. It is not kept over a reopen. Safe for concurrent use.
+func (l *Log) LearnHistory(older []HistoryEntry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := *l.history.Load()
+	if len(h) == 0 {
+		return
+	}
+	i := slices.IndexFunc(older, func(e HistoryEntry) bool {
+		return e.Epoch == h[0].Epoch && e.ID == h[0].ID && e.Start <= h[0].Start
+	})
+	if i < 0 || i == 0 && older[0].Start == h[0].Start {
+		return
+	}
+	for j := range i {
+		if older[j].Epoch >= older[j+1].Epoch || older[j].Start >= older[j+1].Start {
+			return
+		}
+	}
+	next := append(older[:i+1:i+1], h[1:]...)
+	l.history.Store(&next)
+}
 
 // EpochAt returns the epoch in which what ends at the LSN was written.
 func (l *Log) EpochAt(end LSN) Epoch {
