@@ -136,6 +136,10 @@ func (n *node) obey(ctx context.Context, c *candidate) {
 	if n.handing.Load() {
 		return // a switchover says who does what
 	}
+	if err := n.db.Log().Err(); err != nil {
+		n.resign(ctx, c, err)
+		return
+	}
 	if n.db.Role() == engine.Leader {
 		if n.leads() && n.lease.Held() {
 			n.reign(ctx)
@@ -160,6 +164,17 @@ func (n *node) obey(ctx context.Context, c *candidate) {
 		}
 	default:
 		n.stand(ctx, c, &s)
+	}
+}
+
+// resign gives the lease up, for good: this node's log takes no more writes.
+func (n *node) resign(ctx context.Context, c *candidate, cause error) {
+	if err := n.lease.Release(ctx); err != nil {
+		n.log.Warn("the lease is not given up, it runs out", "error", err)
+	}
+	if c.told != cause.Error() {
+		n.log.Error("this node does not lead any more", "reason", cause)
+		c.told = cause.Error()
 	}
 }
 

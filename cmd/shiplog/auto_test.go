@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -384,6 +385,51 @@ func TestWhoMissedTheDegradedSpanDoesNotLead(t *testing.T) {
 	old.relaunch()
 	old.until("the old leader leads", func() bool { return old.status().Role == "leader" })
 	old.until("nothing is lost", func() bool { return c.Get(ctx, "k").Val() == "2" })
+}
+
+// TestFailedDiskGivesTheLeaseUp: a leader whose disk fails lets another lead, although it lives and reaches etcd.
+func TestFailedDiskGivesTheLeaseUp(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed")
+	}
+	if out, err := exec.Command(strace, "-qq", "-o", os.DevNull, "true").CombinedOutput(); err != nil {
+		t.Skipf("strace cannot trace here: %v %s", err, out)
+	}
+	e := etcdtest.Start(t)
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var nodes []*process
+	for _, name := range []string{"a", "b", "c"} {
+		p := newNode(t, filepath.Join(dir, name), "--name", name, "--commit", "replicated:1", "--etcd", e.Endpoint, "--group", "g", "--lease-ttl", "2s")
+		if name == "a" {
+			p.under = []string{
+				strace, "-f", "-qq", "-o", os.DevNull, "-P", filepath.Join(dir, name, "log", "0000000000000000.seg"),
+				"-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=100+",
+			}
+		}
+		p.relaunch()
+		p.until("it has a role", func() bool { return p.status().DatabaseID != "" })
+		nodes = append(nodes, p)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, p := range nodes {
+				t.Logf("%s:\n%s", p.dir, p.stderr.String())
+			}
+		}
+	})
+	whole(nodes)
+	w := startWriters(nodes, 4)
+	nodes[0].until("its disk has failed", func() bool { return nodes[0].status().Failed != "" })
+	floor := w.floor()
+	leader := leading(nodes[1:])
+	w.goesOn(leader, "writes to the new leader")
+	w.check(leader, floor)
+	close(w.stop)
+	w.wg.Wait()
 }
 
 // TestFailoverTimes kills the leader under 64 writers again and again, under replicated:1 and durable. It prints how long it takes until the next

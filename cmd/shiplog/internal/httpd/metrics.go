@@ -56,6 +56,12 @@ func newCollector(source Source) *collector {
 	add("index_bytes", "Memory of the index.", level, func(s *Status) float64 { return float64(s.IndexBytes) })
 	add("index_runs", "Sorted runs of the index on disk.", level, func(s *Status) float64 { return float64(s.IndexRuns) })
 	add("index_run_bytes", "Bytes of the index's runs on disk.", level, func(s *Status) float64 { return float64(s.IndexRunBytes) })
+	add("lease_seconds", "How long this node may act as the leader before it must have renewed its lease; 0: it is none, or needs no lease.", level, func(s *Status) float64 {
+		if s.Lease == nil {
+			return 0
+		}
+		return float64(s.Lease.LeftMs) / 1e3
+	})
 	add("followers", "Connected followers.", level, func(s *Status) float64 { return float64(len(s.Followers)) })
 	add("clients", "Connected Redis clients.", level, func(s *Status) float64 { return float64(s.Clients.Connected) })
 	add("client_buffer_bytes", "Bytes buffered for Redis clients.", level, func(s *Status) float64 { return float64(s.Clients.BufferBytes) })

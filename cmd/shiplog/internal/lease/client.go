@@ -152,13 +152,17 @@ func (c *Client) hold() {
 
 // keep renews the session, or gets a new one.
 func (c *Client) keep(ctx context.Context) {
+	failing := false
 	for ctx.Err() == nil {
 		ttl, err := c.renew(ctx)
 		wait := ttl / 4
-		if err != nil {
-			if ctx.Err() == nil {
-				c.opts.Logger.Warn("lease not renewed", "error", err)
-			}
+		switch {
+		case err != nil && ctx.Err() == nil && !failing:
+			c.opts.Logger.Warn("etcd does not renew the lease; tried again and again", "error", err)
+		case err == nil && failing:
+			c.opts.Logger.Info("etcd renews the lease again")
+		}
+		if failing = err != nil; failing {
 			wait = c.opts.TTL / 10
 		}
 		select {
@@ -209,7 +213,7 @@ func (c *Client) watch(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		c.opts.Logger.Warn("etcd is not heard", "error", err)
+		c.opts.Logger.Debug("etcd is not heard", "error", err)
 		select {
 		case <-time.After(c.opts.TTL / 10):
 		case <-ctx.Done():
