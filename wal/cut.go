@@ -260,6 +260,21 @@ func eraseTail(o Options, path string, off int64) error {
 	return errors.Join(err, f.Close())
 }
 
+// eraseTailAgain is eraseTail where its sync may have failed before: the system then takes the last page for written, and would not write what comes
+// into it later either, unless it is dropped; see [vfs.File].
+func eraseTailAgain(o Options, path string, off int64) error {
+	f, err := o.FS.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_ = f.Sync() // dirty pages cannot be dropped; what counts is the sync in eraseTail
+	err = f.DropCache(off)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return eraseTail(o, path, off)
+}
+
 func (l *Log) setIntent(to LSN) error {
 	l.nodeMu.Lock()
 	defer l.nodeMu.Unlock()

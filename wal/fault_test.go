@@ -497,3 +497,50 @@ func TestFailedSyncBehindTheFirstSegment(t *testing.T) {
 	d.PowerOff()
 	_ = w.log.Close() // the machine is off
 }
+
+// TestCutWithAFailedSyncIsFinished: a cut whose sync fails is finished by the next Open, and what is written behind it then gets to the disk: after the failed
+// sync the system takes the last page for written.
+func TestCutWithAFailedSyncIsFinished(t *testing.T) {
+	d := waltest.NewDisk()
+	w := newWorld(d, dbDir)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(w.open())
+	must(w.create())
+	must(w.append(true, []int{700}))
+	keep := w.log.Head()
+	must(w.append(true, []int{700}))
+	must(w.close()) // the mark is at the end
+	must(w.open())
+	d.Inject(waltest.Fault{Op: waltest.OpSync, Path: "*.seg"})
+	if err := w.log.Truncate(keep); !errors.Is(err, wal.ErrPoisoned) {
+		t.Fatalf("cut: %v, want ErrPoisoned", err)
+	}
+	left := d.Kill()
+	d.PowerOff()
+	_ = w.log.Close() // the machine is off
+	o := w.opts
+	o.FS = left
+	l, err := wal.Open(dbDir, &o)
+	must(err)
+	if l.Head() != keep {
+		t.Fatalf("the log ends at %v, want %v", l.Head(), keep)
+	}
+	_, err = l.Append([]*wal.Batch{batch(99, 900)}, true)
+	must(err)
+	end, err := l.Sync()
+	must(err)
+	left.PowerOff()
+	_ = l.Close()
+	o.FS = left.Crash(0)
+	l, err = wal.Open(dbDir, &o)
+	must(err)
+	if l.Head() != end {
+		t.Errorf("the log ends at %v, it was durable up to %v", l.Head(), end)
+	}
+	must(l.Close())
+}

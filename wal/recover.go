@@ -162,7 +162,7 @@ func (l *Log) finishCut() error {
 		base, _ := parseSegmentName(names[i])
 		path := filepath.Join(l.segDir(), names[i])
 		if base < to {
-			if err := eraseTail(l.opts, path, int64(to-base)); err != nil {
+			if err := eraseTailAgain(l.opts, path, int64(to-base)); err != nil {
 				return fmt.Errorf("finish a cut: %w", err)
 			}
 			break
