@@ -75,3 +75,29 @@ func TestPromoteByTheRuleThatItCopies(t *testing.T) {
 		t.Errorf("the new epoch begins at %v, acknowledged was up to %v", got[len(got)-1].Start, end)
 	}
 }
+
+// TestOnlyAVoterLeads: a node that does not count for the rule would take a place among those that do, unknown to them: with a follower's promise it would
+// commit on that one and itself, and the old leader, whose own promise is enough by the rule that it knows, would commit something else.
+func TestOnlyAVoterLeads(t *testing.T) {
+	leader := open(t, t.TempDir(), &engine.Options{Commit: engine.Replicated(1), Voters: []string{"v"}})
+	follow := func(name string) *engine.DB {
+		db := open(t, t.TempDir(), &engine.Options{Follower: true})
+		feed(t, leader, db, leader.Log().Head())
+		if _, err := leader.AdmitPeer(db.Log().NodeID(), name, name+".example:7380"); err != nil {
+			t.Fatal(err)
+		}
+		return db
+	}
+	voter, other := follow("v"), follow("o")
+	for _, db := range []*engine.DB{voter, other} {
+		feed(t, leader, db, leader.Log().Head())
+	}
+	other.SetElectorate(voters{t, other, map[wal.NodeID]*engine.DB{voter.Log().NodeID(): voter}})
+	if err := other.Promote(t.Context()); !errors.Is(err, engine.ErrNoQuorum) {
+		t.Errorf("a node that is no voter was promoted: %v", err)
+	}
+	voter.SetElectorate(voters{t, voter, map[wal.NodeID]*engine.DB{}})
+	if err := voter.Promote(t.Context()); err != nil {
+		t.Errorf("the voter: %v", err)
+	}
+}

@@ -60,7 +60,7 @@ func (db *DB) SetElectorate(e Electorate) {
 // rule that n of them must confirm, v - n must first promise the epoch, this node included: then at least one of them has every
 // acknowledged write. What the furthest of them has and this node lacks is copied. The epoch's record is durable on return; nothing is
 // visible beyond what was committed before, and reads answer ErrLoading, until the rule holds for it. ErrNoQuorum: too few have
-// promised. Under a rule that asks no followers there is no such quorum: the furthest of those that answer counts. A leader that is not fenced stays what it is.
+// promised, or this node is no voter. Under a rule that asks no followers there is no such quorum: the furthest of those that answer counts. A leader that is not fenced stays what it is.
 func (db *DB) Promote(ctx context.Context) error {
 	_, err := db.PromoteWith(ctx, PromoteOptions{})
 	return err
@@ -114,7 +114,13 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 		if err := b.fetch(ctx, c); err != nil && !o.Force {
 			return c, fmt.Errorf("promote: %w", err)
 		}
-		if c.Forced || db.ballot(el).met(c.Promised) {
+		now := db.ballot(el)
+		switch {
+		case c.Forced:
+			return c, db.takeLead(c)
+		case !now.quora[0].has(db.log.NodeID()):
+			return c, fmt.Errorf("%w: this node is no voter of the commit rule", ErrNoQuorum)
+		case now.met(c.Promised):
 			return c, db.takeLead(c)
 		}
 		// What was copied has changed the rule: whoever counts under that one may alone have what was acknowledged since.
@@ -140,7 +146,7 @@ type ballot struct {
 	db     *DB
 	el     Electorate
 	others []wal.Voter
-	quora  []quorum // under the rule, and under those that are on their way to it
+	quora  []quorum // under the rule, and then under those that are on their way to it
 	// degraded: the log ends in a span in which the leader asked no followers, as far as this node knows.
 	degraded bool
 }
@@ -166,6 +172,10 @@ func newQuorum(rule wal.Rule, last wal.NodeID) quorum {
 	}
 	return q
 }
+
+// has reports whether a node is one of the voters, where there are any. Another one as the leader would take a voter's place: what it commits would not
+// need those whose promises are enough to lead by the rule as they know it.
+func (q quorum) has(id wal.NodeID) bool { return q.need == 0 || slices.Contains(q.voters, id) }
 
 // met reports whether enough of the voters have promised.
 func (q quorum) met(votes []NodeVote) bool {

@@ -110,6 +110,10 @@ func TestPromiseWaitsForTheLease(t *testing.T) {
 		disk := waltest.NewDisk()
 		f := open(t, "f", &engine.Options{Follower: true, FS: disk})
 		feed(t, leader, f, leader.Log().Head())
+		if _, err := leader.AdmitPeer(f.Log().NodeID(), "f", "f.example:7380"); err != nil {
+			t.Fatal(err)
+		}
+		feed(t, leader, f, leader.Log().Head())
 		epoch := leader.Log().Epoch()
 		next := epoch
 		promise := func() time.Duration {
