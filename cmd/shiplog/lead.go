@@ -387,10 +387,11 @@ func (n *node) look(ctx context.Context) {
 	if len(votes) == 0 && leads {
 		return
 	}
-	highest, leader := wal.Epoch(0), (*ship.Vote)(nil)
+	highest, last, leader := wal.Epoch(0), wal.Epoch(0), (*ship.Vote)(nil)
 	for _, v := range votes {
-		highest = max(highest, v.Promised, v.Last)
-		if v.Leads && v.Last >= max(log.Epoch(), log.Promised()) && (leader == nil || v.Last > leader.Last) {
+		highest, last = max(highest, v.Promised, v.Last), max(last, v.Last)
+		// One that leads an epoch below what this node has promised does not know of that, and hears it from who comes to follow it.
+		if v.Leads && v.Last >= log.Epoch() && (leader == nil || v.Last > leader.Last) {
 			leader = v
 		}
 	}
@@ -414,6 +415,10 @@ func (n *node) look(ctx context.Context) {
 	}
 	if n.leads() {
 		return
+	}
+	if n.db.Role() == engine.Leader && leader == nil && last <= log.Epoch() && n.lease == nil {
+		// Fenced by a promise that nobody has made an epoch of: a candidate has failed, or is not there yet. Then it asks for this node's promise.
+		n.setResumes(true)
 	}
 	if err := n.stepDown(ctx); err != nil {
 		n.log.Error("not stepped down", "error", err)

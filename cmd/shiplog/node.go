@@ -38,7 +38,7 @@ type node struct {
 	failovers   failovers
 	clientAddrs clientAddrs
 
-	changing sync.Mutex // one change of role or upstream at a time; before mu
+	changing turn // one change of role or upstream at a time; before mu
 
 	mu       sync.Mutex // guards all below
 	follower *ship.Follower
