@@ -26,6 +26,7 @@ type DB struct {
 	pipe    pipeline
 	pins    pins
 	slots   slots
+	healer  atomic.Pointer[Healer]
 	watches watches
 	push    atomic.Pointer[func()]
 

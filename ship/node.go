@@ -68,6 +68,12 @@ type SlotHolder interface {
 	ReleaseSlot(id wal.NodeID)
 }
 
+// DamageTaker is implemented by nodes that can do something about damage in their own log. Damaged is called when a follower has
+// found what this node sent not to be valid. It does not block.
+type DamageTaker interface {
+	Damaged(at wal.LSN)
+}
+
 // LogClock is implemented by leader nodes that have a better clock than the system's: log time, which never falls.
 type LogClock interface {
 	// LogTime returns Unix milliseconds.

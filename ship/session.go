@@ -107,6 +107,9 @@ func (s *session) run() error {
 		slots.ReleaseSlot(s.join.Node)
 	}
 	var e *Error
+	if d, ok := s.l.node.(DamageTaker); ok && errors.As(s.err, &e) && e.Remote && e.Code == CodeCorrupt {
+		d.Damaged(e.LSN)
+	}
 	if errors.As(s.err, &e) && !e.Remote && !s.broken {
 		s.c.goodbye(s.pend, e, goodbyeTime)
 	}

@@ -124,9 +124,14 @@ func (n *node) ask(ctx context.Context, addr string, op ship.CallOp, e wal.Epoch
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	log := n.db.Log()
-	return ship.Ask(ctx, addr, &ship.CallOptions{Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS, Dial: n.dial}, &ship.Call{
+	return ship.Ask(ctx, addr, n.callOptions(), &ship.Call{
 		Op: op, Epoch: e, Database: log.DatabaseID(), Node: log.NodeID(), Name: n.cfg.Name, Addr: n.shipAddr,
 	})
+}
+
+// callOptions are how other nodes are called.
+func (n *node) callOptions() *ship.CallOptions {
+	return &ship.CallOptions{Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS, Dial: n.dial}
 }
 
 // answer answers another node's call.

@@ -108,7 +108,7 @@ func newNode(t testing.TB, dir string, args ...string) *process {
 	addrs := ports(t, 3)
 	p := &process{t: t, dir: dir, resp: addrs[0], ship: addrs[1], http: addrs[2], scheme: "http"}
 	p.args = append([]string{"serve", "--dir", dir, "--listen", p.resp, "--ship", p.ship, "--http", p.http}, args...)
-	if !slices.Contains(args, "--follow") {
+	if !slices.Contains(args, "--follow") && !slices.Contains(args, "--segment-size") {
 		p.args = append(p.args, "--segment-size", fmt.Sprint(4<<20)) // recovery reads whole segments, and there are many
 	}
 	return p

@@ -31,6 +31,8 @@ type node struct {
 	clients  func() resp.Stats
 	dial     func(ctx context.Context, addr string) (net.Conn, error) // how other nodes are reached; nil: TCP, with TLS where configured
 
+	repairs repairer
+
 	lease    *membership // nil: roles change by hand
 	standing sync.Mutex  // one attempt to lead at a time; before changing
 	handing  atomic.Bool // a switchover is under way
@@ -322,6 +324,7 @@ func (n *node) Status() httpd.Status {
 			PinnedBytes: o.Pinned, GoneMs: o.Gone.Milliseconds(), LeftMs: o.Left.Milliseconds(), GivenUp: o.GivenUp,
 		})
 	}
+	st.Repairs = n.repairs.status()
 	st.Upstream = n.upstreamStatus()
 	st.Lease = n.leaseStatus(s.Voters)
 	if n.clients != nil {

@@ -121,6 +121,8 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 		}
 		go func() { failed <- wrap("ship", n.leader.Serve(ports.ship)) }() // ends by leader.Shutdown
 	}
+	n.repairs.n = n
+	n.db.SetHealer(n.repairs.heal)
 	clients := resp.New(resp.Options{
 		Store: store{n.db}, Node: n, Password: cfg.Password, MaxClients: cfg.MaxClients, ClientMemory: cfg.ClientMemory,
 		IdleTimeout: cfg.ClientTimeout, Logger: n.log,
@@ -137,6 +139,9 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 	watched, stopWatch := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { n.watch(watched) }) // ended by stopWatch
+	if cfg.ScrubInterval > 0 {
+		watch.Go(func() { n.repairs.run(watched, cfg.ScrubInterval) }) // ended by stopWatch
+	}
 	if n.lease != nil {
 		watch.Go(func() { n.automate(watched) }) // ended by stopWatch
 	}

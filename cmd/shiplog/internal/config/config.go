@@ -47,6 +47,7 @@ type Serve struct {
 	SpaceFactor   int   // hundredths
 	MaxPinned     int64
 	MaxPinnedAge  time.Duration
+	ScrubInterval time.Duration
 	SortWhenIdle  bool
 	StaleReads    bool
 	ReadLeases    bool
@@ -91,6 +92,7 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.IntVar(&c.SpaceFactor, "space-factor", 0, "keep the log below this many hundredths of what lives in it; -1: reclaim nothing (default 200)")
 	fs.Int64Var(&c.MaxPinned, "slot-bytes", 0, "bytes of log kept for a follower with a name that is behind or away, before it must start over (default 4 GiB)")
 	fs.DurationVar(&c.MaxPinnedAge, "slot-age", 0, "how long the log is kept for a follower that is away (default: no bound but --slot-bytes)")
+	fs.DurationVar(&c.ScrubInterval, "scrub-interval", 24*time.Hour, "rest between two verifications of the whole log on the disk, which mend it from peers; 0: none")
 	fs.BoolVar(&c.SortWhenIdle, "sort-when-idle", false, "while nothing is written, write small records again in the order of their keys: faster scans")
 	fs.BoolVar(&c.StaleReads, "stale-reads", false, "serve the last known state where reads would answer LOADING")
 	fs.StringSliceVar(&c.Etcd, "etcd", nil, "etcd endpoints, HOST:PORT or URL: a lease there says who leads, and a follower takes over by itself")

@@ -75,6 +75,10 @@ func newCollector(source Source) *collector {
 	add("client_commits_total", "Commits of Redis clients' writes.", count, func(s *Status) float64 { return float64(s.Clients.Commits) })
 	add("client_protocol_errors_total", "Redis clients that broke the protocol.", count, func(s *Status) float64 { return float64(s.Clients.ProtocolErrors) })
 	add("client_timeouts_total", "Redis clients that were too slow.", count, func(s *Status) float64 { return float64(s.Clients.Timeouts) })
+	add("scrubs_total", "Times that the whole log was verified in the background.", count, func(s *Status) float64 { return float64(s.Repairs.Scrubs) })
+	add("damaged_segments_total", "Segments of the log that were found damaged.", count, func(s *Status) float64 { return float64(s.Repairs.Damaged) })
+	add("repaired_segments_total", "Segments that were mended from a peer.", count, func(s *Status) float64 { return float64(s.Repairs.Repaired) })
+	add("failed_repairs_total", "Segments that could not be mended when it was tried.", count, func(s *Status) float64 { return float64(s.Repairs.Failed) })
 	peer := func(name, help string, value func(f *Follower) float64) {
 		c.peer = append(c.peer, peerGauge{prometheus.NewDesc("shiplog_follower_"+name, help, []string{"node_id", "name"}, nil), value})
 	}

@@ -1,4 +1,4 @@
-// Package httpd serves what operators look at and change: POST /promote and /switchover, /status (JSON), /healthz, /metrics (Prometheus), /digest (for compare),
+// Package httpd serves what operators look at and change: POST /promote, /switchover, /rule, /slot/drop and /repair, /status (JSON), /healthz, /metrics (Prometheus), /digest (for compare),
 // /debug/pprof, and a page for people at /.
 //
 // With a password every path but /healthz asks for it, as Basic authentication (any user) or as a bearer token. Without
@@ -45,6 +45,8 @@ type Control interface {
 	Switchover(ctx context.Context, to string) (any, error)
 	// SetRule changes the commit rule and its voters; empty and nil leave what is.
 	SetRule(ctx context.Context, commit string, voters []string, force bool) (any, error)
+	// Repair verifies the whole log, and mends it from peers. It may take hours.
+	Repair(ctx context.Context) (any, error)
 	// DropSlot lets go of what is kept for the follower of that name.
 	DropSlot(name string) (any, error)
 }
@@ -100,6 +102,11 @@ func New(o Options) *Server {
 			q := r.URL.Query()
 			return o.Control.SetRule(r.Context(), q.Get("commit"), q["voter"], q.Has("force"))
 		}))
+		repair := s.control(func(r *http.Request) (any, error) { return o.Control.Repair(r.Context()) })
+		mux.HandleFunc("POST /repair", func(w http.ResponseWriter, r *http.Request) {
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // else it ends at WriteTimeout
+			repair(w, r)
+		})
 		mux.HandleFunc("POST /slot/drop", s.control(func(r *http.Request) (any, error) {
 			return o.Control.DropSlot(r.URL.Query().Get("name"))
 		}))

@@ -1,5 +1,7 @@
 package httpd
 
+import "time"
+
 // Status describes a node, as /status gives it. LSNs are bytes; times are Unix milliseconds; a lag in milliseconds of
 // -1 is not known.
 type Status struct {
@@ -38,6 +40,7 @@ type Status struct {
 
 	Voters    []string   `json:"voters"`
 	History   []Epoch    `json:"history"`
+	Repairs   Repairs    `json:"repairs"`
 	Slots     []Slot     `json:"slots"`
 	Followers []Follower `json:"followers"`
 	Upstream  *Upstream  `json:"upstream,omitempty"`
@@ -76,6 +79,16 @@ type Follower struct {
 	LagBytes  uint64 `json:"lag_bytes"` // committed and not visible there, as far as it has told
 	LastAckMs int64  `json:"last_ack_ms_ago"`
 	RTTMicros int64  `json:"rtt_us"`
+}
+
+// Repairs is what was found damaged, and mended, since the node was started.
+type Repairs struct {
+	Scrubs    int64     `json:"scrubs"` // of the whole log
+	LastScrub time.Time `json:"last_scrub"`
+	Damaged   int64     `json:"damaged_segments"`
+	Repaired  int64     `json:"repaired_segments"`
+	Failed    int64     `json:"failed_repairs"`
+	Bytes     int64     `json:"repaired_bytes"`
 }
 
 // Slot is what is kept for a follower.
