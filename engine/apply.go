@@ -132,6 +132,10 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 			}
 			r = db.log.NewReader(max(from, db.log.Tail()))
 		}
+		end := db.log.BatchEnd()
+		if r == nil || end > db.log.Head() { // it is being published
+			end = 0
+		}
 		for r != nil && r.Next() {
 			if err := c.add(&d, r.Frame(), r.Raw()); err != nil {
 				return err
@@ -151,6 +155,9 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 		db.applyChunk(&c)
 		if err := db.awaitIndex(ctx); err != nil {
 			return err
+		}
+		if end > db.marks.indexedLSN() { // a seal or a segment's header, which nothing else follows yet
+			db.marks.applied(end)
 		}
 		if !db.log.Empty() {
 			db.marks.synced(db.log.Durable())

@@ -30,6 +30,13 @@ func (db *DB) Indexed(key string) bool {
 // ForgetCommits empties the pool of commits: a bubble must neither find nor leave channels of another's.
 func ForgetCommits() { commitPool = sync.Pool{New: commitPool.New} }
 
+// Relocate does the first half of that: it writes again what lives below the LSN that it returns.
+func (db *DB) Relocate() (wal.LSN, error) {
+	tail := db.tail()
+	end := db.stretch(tail, db.log.Head(), 1)
+	return end, (&reclaimer{db: db}).relocate(context.Background(), tail, end, 0)
+}
+
 // MoveTail records that the log begins at to.
 func (db *DB) MoveTail(to wal.LSN) error { return db.moveTail(to) }
 

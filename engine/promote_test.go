@@ -1,8 +1,11 @@
 package engine_test
 
 import (
+	"context"
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"shiplog/engine"
 	"shiplog/wal"
@@ -84,6 +87,35 @@ func TestFurthest(t *testing.T) {
 	} {
 		if got := engine.Furthest(c.votes); got != (wal.NodeID{c.want}) {
 			t.Errorf("%s: %v, want %d", c.name, got, c.want)
+		}
+	}
+}
+
+// TestPromoteAtASegmentsEnd: a log may end with a segment's seal, or with the header of the next one.
+func TestPromoteAtASegmentsEnd(t *testing.T) {
+	const segment = 64 << 10
+	leader := open(t, t.TempDir(), &engine.Options{SegmentSize: segment, Compression: engine.NoCompression})
+	for i := 0; leader.Log().Head() <= segment+wal.HeaderSize; i++ {
+		mustPut(t, leader, fmt.Sprint("key", i), strings.Repeat("x", 5000))
+	}
+	for _, end := range []wal.LSN{segment, segment + wal.HeaderSize} {
+		for _, reopened := range []bool{false, true} {
+			dir, opts := t.TempDir(), &engine.Options{Follower: true}
+			f := open(t, dir, opts)
+			feed(t, leader, f, end)
+			if reopened {
+				if err := f.Close(); err != nil {
+					t.Fatal(err)
+				}
+				f = open(t, dir, opts)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if err := f.Promote(ctx); err != nil {
+				t.Fatalf("end %v, reopened %v: %v", end, reopened, err)
+			}
+			mustPut(t, f, "more", "1")
+			wantGet(t, f.Get, "key0", strings.Repeat("x", 5000))
 		}
 	}
 }
