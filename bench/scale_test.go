@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/bits"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,12 +18,12 @@ import (
 	"shiplog/engine"
 )
 
-// scaleKeys is how many keys BenchmarkScale writes, a power of two: 2^18 with -short, 2^22, or SHIPLOG_KEYS.
+// scaleKeys is how many keys BenchmarkScale writes: 2^18 with -short, 2^22, or SHIPLOG_KEYS.
 func scaleKeys(tb testing.TB) uint64 {
 	if s := os.Getenv("SHIPLOG_KEYS"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil || n&(n-1) != 0 {
-			tb.Fatalf("SHIPLOG_KEYS=%s is not a power of two: %v", s, err)
+		if err != nil || n < 1000 {
+			tb.Fatalf("SHIPLOG_KEYS=%s: at least 1000 are needed: %v", s, err)
 		}
 		return n
 	}
@@ -33,14 +34,15 @@ func scaleKeys(tb testing.TB) uint64 {
 }
 
 // BenchmarkScale fills a database with keys of 16 bytes and values of 8 in random order, in a process of its own with an index
-// memory of 64 MiB, and reports what that process holds in memory, what the index takes on the disk, and how long it takes from
-// the start of Open to the first read after a clean close and after kill -9.
+// memory of 64 MiB, or SHIPLOG_INDEX_MEMORY, and reports what that process holds in memory at most and at the end, what
+// the index takes on the disk, and how long it takes from the start of Open to the first read after a clean close and after kill -9.
 func BenchmarkScale(b *testing.B) {
 	n := scaleKeys(b)
 	for b.Loop() {
 		dir := b.TempDir()
 		fill := scaleChild(b, "fill", dir, n)
 		b.ReportMetric(float64(n)/fill["fill_s"], "fill-keys/s")
+		b.ReportMetric(fill["peak"]/(1<<20), "peak-anon-MiB")
 		b.ReportMetric(fill["anon"]/(1<<20), "anon-MiB")
 		b.ReportMetric(fill["file"]/(1<<20), "mapped-MiB")
 		b.ReportMetric(fill["run_bytes"]/float64(n), "index-B/key")
@@ -85,6 +87,13 @@ func TestScaleChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	opts := &engine.Options{Commit: engine.Written, MemIndexSize: 64 << 20, CacheSize: 16 << 20}
+	if s := os.Getenv("SHIPLOG_INDEX_MEMORY"); s != "" {
+		mib, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts.MemIndexSize = mib << 20
+	}
 	start := time.Now()
 	db, err := engine.Open(dir, opts)
 	if err != nil {
@@ -93,7 +102,7 @@ func TestScaleChild(t *testing.T) {
 	figures := map[string]float64{}
 	switch part {
 	case "fill":
-		scaleFill(t, db, n, 1)
+		figures["peak"] = scaleFill(t, db, n, 1)
 		figures["fill_s"] = time.Since(start).Seconds()
 		figures["anon"], figures["file"] = resident(t)
 		if err := db.Close(); err != nil {
@@ -125,19 +134,27 @@ func TestScaleChild(t *testing.T) {
 	fmt.Println(string(line))
 }
 
-func scaleFill(t *testing.T, db *engine.DB, n, salt uint64) {
+// scaleFill returns the most memory of its own that the process was seen to hold.
+func scaleFill(t *testing.T, db *engine.DB, n, salt uint64) (peak float64) {
 	t.Helper()
 	batch := db.NewBatch()
-	for i := uint64(0); i < n; {
+	span := uint64(1) << bits.Len64(n-1) // of which n are written
+	for i := uint64(0); i < span; {
 		batch.Reset()
-		for range min(100, n-i) {
-			batch.Put(key(nil, scatter(i, n)), strconv.AppendUint(nil, 10_000_000+(i*salt)%80_000_000, 10))
-			i++
+		for ; i < span && batch.Len() < 100; i++ {
+			if at := scatter(i, span); at < n {
+				batch.Put(key(nil, at), strconv.AppendUint(nil, 10_000_000+(i*salt)%80_000_000, 10))
+			}
 		}
 		if _, err := db.Commit(context.Background(), batch, engine.Default); err != nil {
 			t.Fatal(err)
 		}
+		if i%(1<<16) < 100 {
+			anon, _ := resident(t)
+			peak = max(peak, anon)
+		}
 	}
+	return peak
 }
 
 // resident is this process's memory in bytes: its own, and mapped from files.

@@ -36,7 +36,10 @@ type DB struct {
 	loadedAt     atomic.Uint64 // reads answer ErrLoading until this LSN is visible; 0: no wait
 	applyErr     atomic.Pointer[error]
 	takenBack    atomic.Uint64 // how often the index was cut below what had been shown
-	newTail      atomic.Uint64 // where the newest tail record says that the log begins
+
+	majorFaults atomic.Int64  // of this process, when an iterator looked last
+	cold        atomic.Bool   // frames of a chunk were not in memory, when an iterator looked last
+	newTail     atomic.Uint64 // where the newest tail record says that the log begins
 
 	overfull   atomic.Bool // the index has outgrown its memory, and cannot be written to the disk
 	rebuilding sync.Mutex  // held by whoever rebuilds damaged runs of the index

@@ -96,3 +96,6 @@ func RecordKey(p []byte) []byte { return recordKey(p) }
 
 // IndexOverfull reports whether the index has no room for more.
 func (db *DB) IndexOverfull() bool { return db.indexOverfull() }
+
+// SetCold makes the next iterator believe that what it reads comes from the disk.
+func (db *DB) SetCold() { db.cold.Store(true) }

@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"shiplog/engine/internal/memindex"
+	"shiplog/wal"
+	"shiplog/wal/vfs"
 )
 
 // IterOptions bound an iterator. Nil bounds are open.
@@ -32,7 +34,7 @@ type Iterator struct {
 
 	bufs   scanBufs
 	ahead  *ahead // nil until a chunk is read ahead
-	wanted bool   // values of this chunk were asked for
+	wanted bool   // values of this chunk were asked for, and those behind prefetched where that helps
 	own    []byte // a value that was not read ahead
 	value  []byte
 	loaded bool
@@ -204,7 +206,10 @@ func (it *Iterator) Value() []byte {
 }
 
 func (it *Iterator) fetch() error {
-	it.wanted = true
+	if !it.wanted {
+		it.wanted = true
+		it.prefetch()
+	}
 	if it.value, it.loaded = it.ahead.value(it.at, &it.bufs); it.loaded {
 		return nil
 	}
@@ -215,6 +220,24 @@ func (it *Iterator) fetch() error {
 	})
 	it.value, it.loaded = it.own, err == nil
 	return err
+}
+
+// prefetch has the system begin to read the frames that a chunk's values are in, all at once, where they come from the disk: while this process
+// waits for pages that are not in memory, or did so for the chunk before. Long chunks do without: a scan touches so much
+// that the system's own reading around each fault brings more.
+func (it *Iterator) prefetch() {
+	db := it.snap.db
+	faults := vfs.MajorFaults()
+	if db.majorFaults.Swap(faults) == faults && !db.cold.Load() || it.chunk.Len() >= aheadFrom {
+		return
+	}
+	cold := false
+	for i := max(it.at, 0); i < it.chunk.Len(); i++ {
+		if db.log.Prefetch(wal.Ref(it.chunk.Version(i).Ref)) {
+			cold = true
+		}
+	}
+	db.cold.Store(cold)
 }
 
 // Err is the first error that the iterator met. The end of the keys is none.

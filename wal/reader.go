@@ -197,6 +197,21 @@ func (l *Log) ReadRecord(ref Ref, b *Buffer, fn func(rec []byte) error) error {
 	return fn(b.raw[ref.Offset():])
 }
 
+// Prefetch asks the system to begin to read the frame of a record, as far as small frames reach, if it is not in memory, and reports whether
+// it was not. It does not wait for the disk. A hint: where there is no map, or no record at ref, it does nothing.
+func (l *Log) Prefetch(ref Ref) (missing bool) {
+	s, err := l.position(ref.LSN())
+	if err != nil {
+		return false
+	}
+	h, err := l.handles.pin(s)
+	if err != nil {
+		return false
+	}
+	defer h.unpin()
+	return h.m != nil && h.m.Prefetch(int64(ref.LSN()-s.base()), MaxSmallFrame)
+}
+
 // adopt copies a frame from the cache that is read for the second time in a row: its next records need no look-up.
 func (b *Buffer) adopt(l *Log, generation uint64, at LSN, raw []byte) {
 	b.raw = append(b.raw[:0], raw...)

@@ -199,6 +199,17 @@ func (m *osMapping) Release(off, n int64) {
 	}
 }
 
+// maxPrefetch is how many bytes Prefetch asks for at once.
+const maxPrefetch = 256 << 10
+
+// Prefetch does so for at most maxPrefetch bytes.
+func (m *osMapping) Prefetch(off, n int64) bool {
+	page := int64(os.Getpagesize())
+	end := min((off+n+page-1)&^(page-1), int64(len(m.b)))
+	off &^= page - 1
+	return off < end && prefetch(m.b[off:min(end, off+maxPrefetch)])
+}
+
 func (m *osMapping) Close() error {
 	if m.b == nil {
 		return nil

@@ -2,7 +2,9 @@ package vfs
 
 import (
 	"io/fs"
+	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +24,30 @@ func writeBack(fd int, off, n int64) error {
 
 // release takes the pages out of the map of a file; they stay in the cache, dirty if they were.
 func release(b []byte) { _ = unix.Madvise(b, unix.MADV_DONTNEED) }
+
+// prefetch begins to read pages that are not in the cache. b is aligned to pages and not longer than maxPrefetch.
+func prefetch(b []byte) (missing bool) {
+	var resident [maxPrefetch / 4096]byte // of pages: none is smaller
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(unsafe.Pointer(&resident)))
+	page := os.Getpagesize()
+	for i := 0; i < len(b) && errno == 0; i += page {
+		missing = missing || resident[i/page]&1 == 0
+	}
+	if missing {
+		_ = unix.Madvise(b, unix.MADV_WILLNEED)
+	}
+	return missing
+}
+
+// MajorFaults is how often this process has waited for the disk because of a page that was not in memory; 0 where the system does not
+// tell.
+func MajorFaults() int64 {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return int64(u.Majflt) //nolint:unconvert // 32 bits on some machines
+}
 
 // dropCache forgets the clean pages from off on.
 func dropCache(fd int, off int64) error { return unix.Fadvise(fd, off, 0, unix.FADV_DONTNEED) }

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"shiplog/wal/vfs"
 )
 
@@ -70,5 +72,58 @@ func TestReleaseTakesWholePagesOutOfTheMap(t *testing.T) {
 	b[2*page] = 0
 	if _, err := f.ReadAt(got, 0); err != nil || got[2*page] != 0 {
 		t.Fatal("a store after the release is not in the file", err)
+	}
+}
+
+// TestPrefetch: pages that the system has forgotten are missing, those that it holds are not, and what was asked for comes.
+func TestPrefetch(t *testing.T) {
+	page := os.Getpagesize()
+	f, err := vfs.OS.OpenFile(filepath.Join(t.TempDir(), "f"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const pages = 64
+	want := bytes.Repeat([]byte("prefetch"), pages*page/8)
+	if _, err := f.WriteAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	m, err := f.Map(int64(len(want)), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	b := m.Bytes()
+	if m.Prefetch(0, int64(len(b))) {
+		t.Error("pages are missing that were just written")
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.DropCache(0); err != nil {
+		t.Fatal(err)
+	}
+	resident := make([]byte, pages)
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), uintptr(unsafe.Pointer(&resident[0]))); errno != 0 || bytes.Count(resident, []byte{0}) != pages {
+		t.Skip("this file system keeps its pages in memory: ", errno)
+	}
+	for _, c := range []struct{ off, n int64 }{{int64(3*page) - 8, 16}, {int64(pages*page) - 1, 100}, {0, 1 << 30}} {
+		if err := f.DropCache(0); err != nil {
+			t.Fatal(err)
+		}
+		if !m.Prefetch(c.off, c.n) {
+			t.Errorf("Prefetch(%d, %d): nothing is missing", c.off, c.n)
+		}
+	}
+	for _, off := range []int64{int64(len(b)), 1 << 40} {
+		if m.Prefetch(off, 1) {
+			t.Errorf("Prefetch at %d, behind the end: pages are missing", off)
+		}
+	}
+	if !bytes.Equal(b, want) {
+		t.Error("the file has changed")
+	}
+	if m.Prefetch(0, int64(len(b))) {
+		t.Error("pages are missing that were just read")
 	}
 }

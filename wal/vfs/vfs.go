@@ -117,6 +117,10 @@ type Mapping interface {
 	// sync a message to every processor that runs the process; dropping many at once costs one for all.
 	Release(off, n int64)
 
+	// Prefetch asks the system to begin to read those pages of [off, off+n) that it does not hold, and reports whether there were
+	// any. It does not wait. A hint: where the system does not tell, it does nothing and answers false.
+	Prefetch(off, n int64) (missing bool)
+
 	// Close ends the mapping. Stores that were made through it stay in the file, and are not durable by it.
 	Close() error
 }

@@ -223,6 +223,9 @@ func (m *mapping) Bytes() []byte { return m.b }
 // Release implements [vfs.Mapping]: it does nothing.
 func (m *mapping) Release(int64, int64) {}
 
+// Prefetch implements [vfs.Mapping]: all is in memory.
+func (m *mapping) Prefetch(int64, int64) bool { return false }
+
 // Close implements [vfs.Mapping].
 func (m *mapping) Close() error {
 	m.disk.mu.Lock()

@@ -33,7 +33,9 @@ type ramMap []byte
 
 func (m ramMap) Bytes() []byte      { return m }
 func (ramMap) Release(int64, int64) {}
-func (ramMap) Close() error         { return nil }
+
+func (ramMap) Prefetch(int64, int64) bool { return false }
+func (ramMap) Close() error               { return nil }
 
 func (r ram) OpenFile(string, int, fs.FileMode) (vfs.File, error) { return ramFile{b: r.b}, nil }
 
