@@ -194,7 +194,7 @@ func (n *node) Failover(_ context.Context, f resp.Failover) error {
 	target := slices.MaxFunc(peers, func(a, b ship.PeerStatus) int { return cmp.Compare(a.Durable, b.Durable) })
 	if f.To != "" {
 		i := slices.IndexFunc(peers, func(p ship.PeerStatus) bool {
-			host, port, ok := n.clientAddr(&p)
+			host, port, ok := n.clientAddr(&p, true)
 			return ok && sameAddr(net.JoinHostPort(host, port), f.To)
 		})
 		if i < 0 {
@@ -255,15 +255,15 @@ const (
 	clientAddrRetry = 50 * time.Millisecond
 )
 
-// clientAddr is where a follower serves clients.
-func (n *node) clientAddr(p *ship.PeerStatus) (host, port string, ok bool) {
+// clientAddr is where a follower serves clients. One that has not told is asked, if it is time to do that again, or now.
+func (n *node) clientAddr(p *ship.PeerStatus, now bool) (host, port string, ok bool) {
 	c := &n.clientAddrs
 	shipHost, shipPort := splitAddr(p.Addr, p.Remote)
 	addr := net.JoinHostPort(shipHost, shipPort)
 	c.mu.Lock()
 	known, have := c.known[p.ID]
 	c.mu.Unlock()
-	if !have || known.ship != addr || known.resp == "" && time.Now().After(known.again) {
+	if !have || known.ship != addr || known.resp == "" && (now || time.Now().After(known.again)) {
 		known = clientAddr{ship: addr}
 		began := time.Now()
 		if v, err := n.ask(context.Background(), addr, ship.CallClients, 0, clientAddrTimeout); err == nil && v.Node == p.ID {

@@ -210,7 +210,7 @@ func (n *node) Info() resp.NodeInfo {
 		Digest: digestString(s.Digest), DigestLSN: uint64(s.DigestLSN), Keys: int64(s.Keys), FailoverState: n.failovers.current(),
 	}
 	for _, p := range n.peers() {
-		host, port, ok := n.clientAddr(&p)
+		host, port, ok := n.clientAddr(&p, false)
 		if !ok {
 			continue // tools would take what is not there for a replica that is down
 		}

@@ -23,17 +23,21 @@ func (c *Client) Acquire(ctx context.Context, claim Claim) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	s, session, err := c.now()
-	self := c.opts.Self
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case s.Database != "" && s.Database != claim.Database:
-		return fmt.Errorf("%w: %s, this node has %s", ErrDatabase, s.Database, claim.Database)
-	case s.Leader != nil && s.Leader.Node != self.Node && s.Leader.Next != self.Node:
-		return fmt.Errorf("%w: %s, at %s", ErrTaken, s.Leader.Name, s.Leader.RESP)
-	case !claim.Force && !s.MayLead(self.Node) && (s.Listed || !claim.Led):
-		return ErrNotEligible
 	}
+	if c.refuse(&s, &claim) != nil { // what was last heard may be old: a node is told to take over before it hears of that from etcd
+		if _, err := c.load(ctx); err != nil {
+			return err
+		}
+		if s, session, err = c.now(); err != nil {
+			return err
+		}
+		if err := c.refuse(&s, &claim); err != nil {
+			return err
+		}
+	}
+	self := c.opts.Self
 	self.Term = max(s.Term+1, claim.Least)
 	values := map[string]string{leaderKey: encode(self), termKey: formatTerm(self.Term)}
 	if s.Database == "" {
@@ -50,6 +54,20 @@ func (c *Client) Acquire(ctx context.Context, claim Claim) error {
 	c.mu.Lock()
 	c.granted, c.used = self.Term, 0
 	c.mu.Unlock()
+	return nil
+}
+
+// refuse says why a claim cannot be met; nil: it can.
+func (c *Client) refuse(s *State, claim *Claim) error {
+	self := c.opts.Self.Node
+	switch {
+	case s.Database != "" && s.Database != claim.Database:
+		return fmt.Errorf("%w: %s, this node has %s", ErrDatabase, s.Database, claim.Database)
+	case s.Leader != nil && s.Leader.Node != self && s.Leader.Next != self:
+		return fmt.Errorf("%w: %s, at %s", ErrTaken, s.Leader.Name, s.Leader.RESP)
+	case !claim.Force && !s.MayLead(self) && (s.Listed || !claim.Led):
+		return ErrNotEligible
+	}
 	return nil
 }
 
