@@ -111,6 +111,7 @@ func (w *trio) open(disk *waltest.Disk, follower bool) *engine.DB {
 
 func (w *trio) admit(leader, f *engine.DB, name string) {
 	w.t.Helper()
+	leader.HoldSlot(f.Log().NodeID(), name, f.Log().Head())
 	if _, err := leader.AdmitPeer(f.Log().NodeID(), name, name+".example:7380"); err != nil {
 		w.t.Fatal(err)
 	}
@@ -138,7 +139,7 @@ func (w *trio) failover(acked int, survived *waltest.Disk, what string) {
 	w.admit(w.b, w.c, name)
 	stop := shipping(w.b, w.c)
 	hold.Close()
-	waitFor(t, "the new leader has loaded", func() bool { return !w.b.Stats().Loading })
+	waitFor(t, what+": the new leader has loaded", func() bool { return !w.b.Stats().Loading })
 	got := state(t, w.b)
 	if !w.script.isAfter(got, acked) {
 		t.Fatalf("%s: %d steps were acknowledged; the new leader: %s", what, acked, difference(got, w.script.models[acked]))
