@@ -1,8 +1,10 @@
 package engine_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -237,5 +239,27 @@ func TestRuleChangeEndsWithTheTerm(t *testing.T) {
 	}
 	if db.Stats().RuleChanging {
 		t.Error("the change is still on its way in the term that began behind it")
+	}
+}
+
+// TestPromoteBehindASeal: a log that ends with a seal has all its batches in the index, and its node can be promoted.
+func TestPromoteBehindASeal(t *testing.T) {
+	const segment = 64 << 10
+	leader := open(t, t.TempDir(), &engine.Options{SegmentSize: segment})
+	for leader.Log().Head() <= segment {
+		mustPut(t, leader, "k", strings.Repeat("0123456789abcdef", 100))
+	}
+	follower := open(t, t.TempDir(), &engine.Options{Follower: true})
+	p := make([]byte, segment)
+	if _, err := leader.Log().ReadAt(p, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := follower.Log().AppendRaw(0, p); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := follower.Promote(ctx); err != nil {
+		t.Errorf("log ends at %v, applied %v: %v", follower.Log().Head(), follower.Applied(), err)
 	}
 }

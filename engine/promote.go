@@ -15,7 +15,7 @@ type Vote struct {
 	Granted  bool
 	Promised wal.Epoch // the highest epoch that it has promised
 	Last     wal.Epoch // of the end of its log
-	End      wal.LSN
+	End      wal.LSN   // of the last whole batch in its log: what stands behind it, a seal or a part of a batch, is nobody's loss
 }
 
 // Electorate is how a candidate reaches the other nodes. Package ship's calls and follower make one.
@@ -235,7 +235,7 @@ func (b *ballot) met(votes []NodeVote) bool {
 func (b *ballot) ask(ctx context.Context, e wal.Epoch) (*Candidacy, error) {
 	c := &Candidacy{Epoch: e, Needed: b.need(), MayLack: b.need() == 0 || b.degraded}
 	log := b.db.log
-	own := Vote{Granted: true, Promised: log.Promised(), Last: log.Epoch(), End: log.Head()}
+	own := Vote{Granted: true, Promised: log.Promised(), Last: log.Epoch(), End: b.db.BatchEnd()}
 	c.Promised = append(c.Promised, NodeVote{wal.Voter{ID: log.NodeID()}, own})
 	type answer struct {
 		vote NodeVote
@@ -354,6 +354,17 @@ func (b *ballot) fetch(ctx context.Context, c *Candidacy) error {
 	return b.db.waitIndexed(ctx)
 }
 
+// BatchEnd is the end of the last whole batch in the log. A seal behind it, with which a follower's log may end for a while, does not count: it is
+// in no index, and is written anew by whoever goes on there.
+func (db *DB) BatchEnd() wal.LSN {
+	end, indexed := db.log.BatchEnd(), db.marks.indexedLSN()
+	if size := wal.LSN(db.log.SegmentSize()); indexed < end && end&(size-1) == 0 && end-indexed < size &&
+		errors.Is(db.log.ViewFrame(indexed, func(wal.Frame, []byte) error { return nil }), wal.ErrNotBoundary) {
+		return indexed
+	}
+	return end
+}
+
 // waitIndexed waits until everything in the log that is complete is in the index.
 func (db *DB) waitIndexed(ctx context.Context) error {
 	for {
@@ -361,7 +372,7 @@ func (db *DB) waitIndexed(ctx context.Context) error {
 		if err := db.applyErr.Load(); err != nil {
 			return *err
 		}
-		if db.marks.indexedLSN() >= db.log.BatchEnd() {
+		if db.marks.indexedLSN() >= db.BatchEnd() {
 			return nil
 		}
 		if db.closed.Load() {

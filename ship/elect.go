@@ -76,7 +76,7 @@ type Vote struct {
 	Promised  wal.Epoch
 	Last      wal.Epoch // of the end of the log
 	Node      wal.NodeID
-	End       wal.LSN
+	End       wal.LSN // of the last whole batch in the log
 	Durable   wal.LSN
 	Committed wal.LSN
 	Tail      wal.LSN

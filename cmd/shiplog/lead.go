@@ -21,6 +21,8 @@ const (
 	askTimeout = 2 * time.Second
 	// lookEvery is how often a node looks whether somebody else leads.
 	lookEvery = time.Second
+	// fetchStall is how long a candidate waits for more of what another node has: that one may have promised somebody else meanwhile.
+	fetchStall = 10 * time.Second
 	// handOverTimeout bounds how long a switchover waits for its target, while nothing is written.
 	handOverTimeout = 10 * time.Second
 	// maxCallers bounds how many callers' addresses are kept.
@@ -103,9 +105,14 @@ func (e electorate) Fetch(ctx context.Context, v wal.Voter, epoch wal.Epoch, vot
 	log := n.db.Log()
 	moved := make(chan struct{}, 1)
 	defer log.Notify(moved)()
+	stalled := time.NewTimer(fetchStall)
+	defer stalled.Stop()
 	for log.Head() < vote.End || log.Epoch() < vote.Last {
 		select {
 		case <-moved:
+			stalled.Reset(fetchStall)
+		case <-stalled.C:
+			return fmt.Errorf("nothing comes: this log ends at %v, the other one at %v", log.Head(), vote.End)
 		case err := <-ended:
 			ended <- nil
 			return err
@@ -195,7 +202,7 @@ func (n *node) vote(granted bool) *ship.Vote {
 	log := n.db.Log()
 	v := &ship.Vote{
 		Granted: granted, Leads: n.leads(), Promised: log.Promised(), Last: log.Epoch(), Node: log.NodeID(),
-		End: log.Head(), Durable: log.Durable(), Committed: n.db.Committed(), Tail: log.Tail(), Name: n.cfg.Name, Addr: n.shipAddr,
+		End: n.db.BatchEnd(), Durable: log.Durable(), Committed: n.db.Committed(), Tail: log.Tail(), Name: n.cfg.Name, Addr: n.shipAddr,
 	}
 	if !v.Leads {
 		n.mu.Lock()
