@@ -177,7 +177,7 @@ func resident(t *testing.T) (anon, file float64) {
 	return anon, file
 }
 
-func size(t *testing.T, dir string) (n float64) {
+func size(t testing.TB, dir string) (n float64) {
 	t.Helper()
 	names, err := os.ReadDir(dir)
 	if err != nil {

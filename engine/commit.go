@@ -146,6 +146,9 @@ func (db *DB) commit(ctx context.Context, c *commit) (wal.LSN, error) {
 	if err := db.admit(ctx, c); err != nil {
 		return 0, err
 	}
+	if bound := db.logBound.Load(); bound != 0 && uint64(db.log.Head()) >= bound && c.control == nil && !c.own.w.Urgent {
+		db.awaitSpace(ctx)
+	}
 	p := &db.pipe
 	durable := db.needsDisk(c)
 	p.mu.Lock()
@@ -425,6 +428,13 @@ func (db *DB) appendRun(durable bool) bool {
 	}
 	if push := db.push.Load(); push != nil {
 		(*push)()
+	}
+	if at := db.reclaimAt.Load(); at != 0 && uint64(r.End) >= at {
+		db.reclaimAt.Store(0)
+		select {
+		case db.reclaimKick <- struct{}{}:
+		default:
+		}
 	}
 	p.waiters = p.waiters[:0]
 	for _, c := range run {

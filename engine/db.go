@@ -36,10 +36,14 @@ type DB struct {
 	loadedAt     atomic.Uint64 // reads answer ErrLoading until this LSN is visible; 0: no wait
 	applyErr     atomic.Pointer[error]
 	takenBack    atomic.Uint64 // how often the index was cut below what had been shown
+	newTail      atomic.Uint64 // where the newest tail record says that the log begins
 
-	majorFaults atomic.Int64  // of this process, when an iterator looked last
-	cold        atomic.Bool   // frames of a chunk were not in memory, when an iterator looked last
-	newTail     atomic.Uint64 // where the newest tail record says that the log begins
+	reclaimAt  atomic.Uint64                 // end of the log from which reclaim is to look again; 0: it has been told
+	logBound   atomic.Uint64                 // end of the log from which writes wait for reclaim; 0: they do not
+	boundMoved atomic.Pointer[chan struct{}] // closed when that changes; nil: nobody waits
+
+	majorFaults atomic.Int64 // of this process, when an iterator looked last
+	cold        atomic.Bool  // frames of a chunk were not in memory, when an iterator looked last
 
 	overfull   atomic.Bool // the index has outgrown its memory, and cannot be written to the disk
 	rebuilding sync.Mutex  // held by whoever rebuilds damaged runs of the index
@@ -60,11 +64,12 @@ type DB struct {
 	promoting  chan struct{} // one token: one candidacy at a time; before roleMu
 	electorate Electorate    // guarded by roleMu
 
-	roleMu  sync.Mutex // serialises changes of role, and Close
-	applier *applier   // of a follower; guarded by roleMu
-	flusher *flusher
-	reclaim *reclaimer  // of a leader; nil without reclaim; guarded by roleMu
-	ending  atomic.Bool // the end of a degraded span is being appended
+	roleMu      sync.Mutex // serialises changes of role, and Close
+	applier     *applier   // of a follower; guarded by roleMu
+	flusher     *flusher
+	reclaim     *reclaimer    // of a leader; nil without reclaim; guarded by roleMu
+	reclaimKick chan struct{} // one token: look again
+	ending      atomic.Bool   // the end of a degraded span is being appended
 }
 
 // loadingUntilConsistent in loadedAt: the log starts at a moved tail, and its tail record has not been seen.

@@ -34,7 +34,7 @@ func ForgetCommits() { commitPool = sync.Pool{New: commitPool.New} }
 func (db *DB) Relocate() (wal.LSN, error) {
 	tail := db.tail()
 	end := db.stretch(tail, db.log.Head(), 1)
-	return end, (&reclaimer{db: db}).relocate(context.Background(), tail, end, 0)
+	return end, (&reclaimer{db: db}).relocate(context.Background(), tail, end)
 }
 
 // MoveTail records that the log begins at to.
@@ -47,8 +47,11 @@ func (db *DB) Reclaim() (bool, error) {
 	if end <= tail {
 		return false, nil
 	}
-	return true, (&reclaimer{db: db}).giveUp(context.Background(), tail, end, 0)
+	return true, (&reclaimer{db: db}).giveUp(context.Background(), tail, end)
 }
+
+// BoundLog says up to where the log may grow before writes wait; 0: without bound.
+func (db *DB) BoundLog(end wal.LSN) { db.boundLog(end) }
 
 // Trim removes the segments that tail records have given up.
 func (db *DB) Trim() { db.trim() }

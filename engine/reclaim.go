@@ -24,7 +24,7 @@ const (
 	idleFactor = 120
 	// idleAfter is how long nothing must have been written for that.
 	idleAfter = 2 * time.Second
-	// reclaimEvery is how often the bounds are looked at.
+	// reclaimEvery is how often the bounds are looked at; and after each quarter of a segment that is written.
 	reclaimEvery = 100 * time.Millisecond
 	// sampleSize windows of sampleWindow bytes, and of each frame in them one record in sampleEvery, make an estimate: the
 	// share of what lives comes out within two or three hundredths.
@@ -53,6 +53,9 @@ type reclaimer struct {
 	from, to wal.LSN
 	lastHead wal.LSN // for idleness
 	lastMove time.Time
+
+	soft, full wal.LSN // sizes of the log from which it works, and does not rest any more
+	idle       bool    // it works because nothing else does
 }
 
 func startReclaimer(db *DB) *reclaimer {
@@ -73,11 +76,13 @@ func (r *reclaimer) stop() {
 func (r *reclaimer) run(ctx context.Context) {
 	tick := time.NewTicker(reclaimEvery)
 	defer tick.Stop()
+	defer r.db.boundLog(0)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-r.db.reclaimKick:
 		}
 		for {
 			again, err := r.step(ctx)
@@ -86,6 +91,9 @@ func (r *reclaimer) run(ctx context.Context) {
 			}
 			if err != nil && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrReadOnly) {
 				r.db.opts.Logger.Error("reclaim failed", "error", err)
+			}
+			if err != nil {
+				r.db.boundLog(0)
 			}
 			if err != nil || !again {
 				break
@@ -102,12 +110,14 @@ func (r *reclaimer) step(ctx context.Context) (bool, error) {
 	}
 	tail, head := db.tail(), db.log.Head()
 	segment := wal.LSN(db.log.SegmentSize())
+	db.reclaimAt.Store(uint64(head + segment/4))
 	if head != r.lastHead {
 		r.lastHead, r.lastMove = head, time.Now()
 	}
 	resting := time.Since(r.lastMove) > idleAfter
 	sorts := db.opts.SortWhenIdle && resting
 	if head-tail <= slackSegments*segment && !(sorts && head-tail > segment) {
+		db.boundLog(0)
 		return false, nil
 	}
 	if err := r.refresh(ctx, tail, head); err != nil {
@@ -117,8 +127,10 @@ func (r *reclaimer) step(ctx context.Context) (bool, error) {
 	limit := r.live/100*wal.LSN(db.opts.SpaceFactor) + slackSegments*segment
 	idle := resting && stored > r.live/100*idleFactor+slackSegments*segment
 	sorts = sorts && r.loose > max(r.live/4, segment/2)
-	soft := limit - limit/8
-	if stored <= soft && !idle && !sorts {
+	// Until the tail moves, what is written again comes on top of the rest; and the estimate is one.
+	db.boundLog(tail + limit)
+	r.soft, r.full, r.idle = limit-limit/16*3, limit-limit/16, idle || sorts
+	if stored <= r.soft && !r.idle {
 		return false, nil
 	}
 	n := wal.LSN(1)
@@ -127,23 +139,28 @@ func (r *reclaimer) step(ctx context.Context) (bool, error) {
 	}
 	end := db.stretch(tail, head, n)
 	if end <= tail {
+		db.boundLog(0)
 		return false, nil
 	}
-	// Between the two bounds it rests as long as it works, or less; beyond the upper one not at all.
-	rest := 0.0
-	if stored < limit {
-		rest = 3 * float64(limit-stored) / float64(limit-soft+1)
-	}
-	if idle || sorts {
-		rest = 0.5
-	}
-	if err := r.giveUp(ctx, tail, end, rest); err != nil {
+	if err := r.giveUp(ctx, tail, end); err != nil {
 		return false, err
 	}
-	if idle || sorts {
+	if r.idle {
 		r.lastHead = db.log.Head() // its own writing is no reason to stop
 	}
 	return true, nil
+}
+
+// rest is how many times as long as for the last batch it rests before the next one: beyond the upper bound not at all.
+func (r *reclaimer) rest() float64 {
+	stored := r.db.log.Head() - r.db.tail()
+	switch {
+	case r.idle:
+		return 0.5
+	case stored >= r.full:
+		return 0
+	}
+	return 3 * min(1, float64(r.full-stored)/float64(r.full-r.soft+1))
 }
 
 // stretch is where the tail can move to from where it is: over n segments, or as many more as it takes; the tail itself if the log has
@@ -159,11 +176,54 @@ func (db *DB) stretch(tail, head, n wal.LSN) wal.LSN {
 }
 
 // giveUp writes what lives in [tail, end) again, and then records that the log begins at end.
-func (r *reclaimer) giveUp(ctx context.Context, tail, end wal.LSN, rest float64) error {
-	if err := r.relocate(ctx, tail, end, rest); err != nil {
+func (r *reclaimer) giveUp(ctx context.Context, tail, end wal.LSN) error {
+	if err := r.relocate(ctx, tail, end); err != nil {
 		return err
 	}
-	return r.db.moveTail(end)
+	if err := r.db.moveTail(end); err != nil {
+		return err
+	}
+	r.db.trim()
+	return nil
+}
+
+// boundLog says up to where the log may grow before writes wait for reclaim; 0: without bound.
+func (db *DB) boundLog(end wal.LSN) {
+	if db.logBound.Swap(uint64(end)) == uint64(end) {
+		return
+	}
+	if moved := db.boundMoved.Swap(nil); moved != nil {
+		close(*moved)
+	}
+}
+
+// maxSpaceWait is how long a write waits for reclaim at the most: the bound on the disk is not worth more.
+const maxSpaceWait = time.Second
+
+// awaitSpace holds a writer up that is faster than reclaim, so that the log keeps its bound.
+func (db *DB) awaitSpace(ctx context.Context) {
+	limit := time.NewTimer(maxSpaceWait)
+	defer limit.Stop()
+	for {
+		moved := db.boundMoved.Load()
+		if moved == nil {
+			ch := make(chan struct{})
+			if !db.boundMoved.CompareAndSwap(nil, &ch) {
+				continue
+			}
+			moved = &ch
+		}
+		if bound := db.logBound.Load(); bound == 0 || uint64(db.log.Head()) < bound {
+			return
+		}
+		select {
+		case <-*moved:
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // refresh estimates anew how much of the log lives, if it has changed by a sixteenth or a segment since the last time.
@@ -318,8 +378,8 @@ type candidate struct {
 	ref wal.Ref
 }
 
-// relocate appends what lives in [from, to) again. It rests rest times as long as each batch takes.
-func (r *reclaimer) relocate(ctx context.Context, from, to wal.LSN, rest float64) error {
+// relocate appends what lives in [from, to) again, and rests between batches.
+func (r *reclaimer) relocate(ctx context.Context, from, to wal.LSN) error {
 	reader := r.db.log.NewReader(from)
 	defer reader.Close()
 	var d decoder
@@ -352,7 +412,7 @@ func (r *reclaimer) relocate(ctx context.Context, from, to wal.LSN, rest float64
 			return err
 		}
 		if len(found) >= gatherRecords {
-			if err := r.write(ctx, found, rest); err != nil {
+			if err := r.write(ctx, found); err != nil {
 				return err
 			}
 			found, arena = found[:0], nil
@@ -361,11 +421,11 @@ func (r *reclaimer) relocate(ctx context.Context, from, to wal.LSN, rest float64
 	if err := reader.Err(); err != nil {
 		return err
 	}
-	return r.write(ctx, found, rest)
+	return r.write(ctx, found)
 }
 
 // write appends the candidates that still live, in the order of their keys.
-func (r *reclaimer) write(ctx context.Context, found []candidate, rest float64) error {
+func (r *reclaimer) write(ctx context.Context, found []candidate) error {
 	slices.SortFunc(found, func(a, b candidate) int { return bytes.Compare(a.key, b.key) })
 	var group []candidate
 	var records []byte
@@ -380,6 +440,7 @@ func (r *reclaimer) write(ctx context.Context, found []candidate, rest float64) 
 			return err
 		}
 		group, records, ends = group[:0], records[:0], ends[:0]
+		rest := r.rest()
 		if rest <= 0 {
 			return ctx.Err()
 		}
@@ -422,6 +483,7 @@ func (r *reclaimer) write(ctx context.Context, found []candidate, rest float64) 
 // pipeline, so nothing written meanwhile is overtaken. Space may come out of the reserve: it is given back.
 func (db *DB) appendRelocated(ctx context.Context, group []candidate, records []byte, ends []int) error {
 	b := &Batch{}
+	b.w.Urgent = true
 	_, err := db.commitBatch(ctx, b, Buffered, func(v *view, b *Batch) error {
 		from := 0
 		for i, c := range group {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"shiplog/engine"
@@ -469,4 +470,42 @@ func TestRelocatedIsNotNewer(t *testing.T) {
 	if len(kept) != 1 {
 		t.Errorf("written again %d times", len(kept))
 	}
+}
+
+// TestWritesWaitForReclaim: a write that would take the log over its bound waits until reclaim has moved that, for a second at the most; deletes,
+// and what reclaim writes, do not.
+func TestWritesWaitForReclaim(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		db := open(t, "db", &engine.Options{FS: waltest.NewDisk(), SpaceFactor: -1})
+		mustPut(t, db, "kept", "1")
+		again, err := db.Relocation("kept")
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := func() <-chan error {
+			db.BoundLog(db.Log().Head())
+			done := make(chan error, 1)
+			go func() { done <- db.Put([]byte("k"), []byte("v")) }()
+			synctest.Wait()
+			select {
+			case err := <-done:
+				t.Fatal("Put did not wait: ", err)
+			default:
+			}
+			return done
+		}
+		done := start()
+		if err := errors.Join(db.Delete([]byte("other")), again()); err != nil {
+			t.Fatal(err)
+		}
+		db.BoundLog(db.Log().Head() + 1<<20)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		done = start()
+		began := time.Now()
+		if err := <-done; err != nil || time.Since(began) != time.Second {
+			t.Fatalf("after %v: %v", time.Since(began), err)
+		}
+	})
 }
