@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"shiplog/wal"
@@ -15,14 +14,16 @@ type Healer func(ctx context.Context, at wal.LSN) error
 // healTimeout bounds how long a read waits for the log to be mended.
 const healTimeout = 10 * time.Second
 
-// SetHealer says who mends the log. A read that meets damage asks it, and is made again; so is what a follower found that this
-// node had sent. Nil: damage stays, and reads of it answer a *wal.CorruptError.
+// SetHealer says who mends the log. Whoever meets damage in it (a point read, a scan, a feed of changes, a follower's index, reclaim) asks it
+// and reads again; so is what a follower found that this node had sent. Nil: damage stays, and reads of it answer a *wal.CorruptError.
 func (db *DB) SetHealer(h Healer) {
 	if h == nil {
 		db.healer.Store(nil)
+		db.log.SetRepair(nil)
 		return
 	}
 	db.healer.Store(&h)
+	db.log.SetRepair(db.healed)
 }
 
 // Damaged implements ship.DamageTaker.
@@ -38,19 +39,23 @@ func (db *DB) Damaged(at wal.LSN) {
 	}
 }
 
-// healed reports whether the damage that a read of a record has met is mended, so that the read can be made again.
-func (db *DB) healed(at wal.LSN, err error) bool {
-	var c *wal.CorruptError
-	switch h := db.healer.Load(); {
-	case h == nil:
+// healed reports whether damage that a read has met is mended, so that the read can be made again. The healer looks at what the
+// database is doing; who reads may hold a lock that this needs, so it is waited for, and not for ever.
+func (db *DB) healed(at wal.LSN, _ error) bool {
+	h := db.healer.Load()
+	if h == nil || db.closed.Load() {
 		return false
-	case errors.As(err, &c) && c.LSN != 0:
-		at = c.LSN
-		fallthrough
-	case errors.Is(err, wal.ErrIO):
-		ctx, cancel := context.WithTimeout(context.Background(), healTimeout)
-		defer cancel()
-		return (*h)(ctx, at) == nil
 	}
-	return false
+	ctx, cancel := context.WithTimeout(context.Background(), healTimeout)
+	done := make(chan bool, 1)
+	go func() { // bounded by healTimeout, and by what the reader holds
+		defer cancel()
+		done <- (*h)(ctx, at) == nil
+	}()
+	select {
+	case ok := <-done:
+		return ok
+	case <-ctx.Done():
+		return false
+	}
 }

@@ -91,7 +91,7 @@ func (db *DB) readVersion(key []byte, v memindex.Version, now int64, buf *wal.Bu
 	if v.Kind == memindex.Delete {
 		return ErrNotFound
 	}
-	read := func(p []byte) error {
+	return db.log.ReadRecord(wal.Ref(v.Ref), buf, func(p []byte) error {
 		r, _, err := DecodeRecord(p)
 		if err == nil && (!bytes.Equal(r.Key, key) || (r.Op != OpPut && r.Op != OpPutTTL)) {
 			err = errors.New("the index names another record")
@@ -103,12 +103,7 @@ func (db *DB) readVersion(key []byte, v memindex.Version, now int64, buf *wal.Bu
 			return ErrNotFound
 		}
 		return fn(r.Value, r.Expiry)
-	}
-	err := db.log.ReadRecord(wal.Ref(v.Ref), buf, read)
-	if err != nil && db.healed(wal.Ref(v.Ref).LSN(), err) {
-		err = db.log.ReadRecord(wal.Ref(v.Ref), buf, read)
-	}
-	return err
+	})
 }
 
 // expired reports whether a value with this expiry is gone at log time now.

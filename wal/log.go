@@ -31,7 +31,8 @@ type Log struct {
 	poison     atomic.Pointer[error]
 	history    atomic.Pointer[[]HistoryEntry] // immutable; replaced under mu
 	listeners  atomic.Pointer[[]chan<- struct{}]
-	listenMu   sync.Mutex // serialises changes of listeners
+	listenMu   sync.Mutex                                   // serialises changes of listeners
+	repairer   atomic.Pointer[func(at LSN, err error) bool] // see SetRepair
 
 	mu       sync.Mutex // the appender's: guards everything down to the blank line
 	closed   bool

@@ -113,8 +113,16 @@ func (l *Log) ViewFrame(at LSN, fn func(f Frame, stored []byte) error) (err erro
 	return fn(m.frame(at, s.header.Time), stored)
 }
 
-// load verifies the frame at an LSN and unpacks it into b.
-func (l *Log) load(at LSN, b *Buffer) (err error) {
+// load verifies the frame at an LSN and unpacks it into b; a damaged one once more, if it could be repaired.
+func (l *Log) load(at LSN, b *Buffer) error {
+	err := l.loadOnce(at, b)
+	if err != nil && l.repaired(at, err) {
+		err = l.loadOnce(at, b)
+	}
+	return err
+}
+
+func (l *Log) loadOnce(at LSN, b *Buffer) (err error) {
 	generation := l.generation.Load()
 	if b.valid && b.lsn == at && b.log == l && b.generation == generation {
 		return nil

@@ -2,6 +2,7 @@ package wal
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -19,26 +20,31 @@ func (l *Log) Segments() []LSN {
 	return out
 }
 
-// Scrub verifies the segment that holds an LSN as it is on the disk, up to the durable mark: header, frames, their order, and
-// the digest behind them, against the header of the next segment or, of the last one, against what this process knows. The
+// Scrub verifies the segment that holds an LSN as it is on the disk, up to the head at the time of the call: header, frames, their order,
+// and the digest behind them, against the header of the next segment or, of the last one, against what this process knows. The
 // system's copy in memory is given up first, as far as the system does that. A [*CorruptError] names the first damage. It allocates the
-// segment's size. Safe for concurrent use.
+// segment's size. Safe for concurrent use; appends do not wait for it.
 func (l *Log) Scrub(at LSN) error {
-	s, err := l.segmentAt(at)
-	if err != nil {
-		return err
+	for {
+		s, err := l.segmentAt(at)
+		if err != nil {
+			return err
+		}
+		k := l.known(s)
+		image, err := l.image(s, k.end, true)
+		if err != nil {
+			return err
+		}
+		if err = s.checkImage(image, k); err == nil || l.generation.Load() == k.generation {
+			return err
+		} // else it was cut back meanwhile
 	}
-	image, limit, err := l.image(s, true)
-	if err != nil {
-		return err
-	}
-	return l.checkImage(s, image, limit)
 }
 
-// Repair puts good bytes, a peer's, from the base of a segment on in the place of this log's. They are taken only if with
-// them everything of the segment that is durable here validates, up to the digest that is known from elsewhere: then they
+// Repair puts good bytes, a peer's, from the base of a segment on in the place of this log's, as far as those are durable. They are taken
+// only if with them the whole segment validates, up to the digest that is known from elsewhere: then they
 // are what was written. It returns how many bytes differed. Durable on return; a crash before leaves the segment no worse than it
-// was. Reads go on meanwhile.
+// was. Reads go on meanwhile; appends wait while what differs is written.
 func (l *Log) Repair(base LSN, good []byte) (changed int64, err error) {
 	s, err := l.segmentAt(base)
 	if err != nil {
@@ -47,28 +53,37 @@ func (l *Log) Repair(base LSN, good []byte) (changed int64, err error) {
 	if base != s.base() || len(good) > int(s.header.SegmentSize) {
 		return 0, fmt.Errorf("%w: repair from %v, %d bytes: want bytes of one segment from its base on", ErrInvalid, base, len(good))
 	}
+	k := l.known(s)
+	image, err := l.image(s, k.end, false)
+	if err != nil {
+		return 0, err
+	}
+	good = good[:min(len(good), int(min(max(l.Durable(), base), k.end)-base))]
+	mended := slices.Clone(image)
+	copy(mended, good)
+	if err := s.checkImage(mended, k); err != nil {
+		return 0, fmt.Errorf("repair of %s: the copy does not fit: %w", s.path, err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.writable(); err != nil {
 		return 0, err
 	}
-	image, limit, err := l.image(s, false)
-	if err != nil {
-		return 0, err
+	if l.generation.Load() != k.generation {
+		return 0, fmt.Errorf("%w: repair of %s: the log was cut back meanwhile", ErrInvalid, s.path)
 	}
-	good = good[:min(len(good), int(limit-base))]
-	mended := slices.Clone(image)
-	copy(mended, good)
-	if err := l.checkImageLocked(s, mended, limit); err != nil {
-		return 0, fmt.Errorf("repair of %s: the copy does not fit: %w", s.path, err)
-	}
+	return l.replace(s, image, mended, len(good))
+}
+
+// replace writes the blocks in the first n bytes of a segment that are to be others, and syncs. mu is held: no cut comes between.
+func (l *Log) replace(s *segment, image, mended []byte, n int) (changed int64, err error) {
 	h, err := l.handles.pin(s)
 	if err != nil {
 		return 0, err
 	}
 	defer h.unpin()
-	for off := 0; off < len(good); off += repairBlock {
-		end := min(off+repairBlock, len(good))
+	for off := 0; off < n; off += repairBlock {
+		end := min(off+repairBlock, n)
 		if bytes.Equal(mended[off:end], image[off:end]) {
 			continue
 		}
@@ -80,7 +95,32 @@ func (l *Log) Repair(base LSN, good []byte) (changed int64, err error) {
 	if err := h.file.Datasync(); err != nil {
 		return changed, l.poisonWith(fmt.Errorf("repair segment %s: %w", s.path, err))
 	}
+	s.dropDigests(s.base()) // of damaged frame headers, perhaps
 	return changed, nil
+}
+
+// known is what this process knows of a segment, whatever its file holds: the digest of everything before end.
+type known struct {
+	end        LSN
+	digest     Digest
+	generation uint64
+}
+
+// known returns what must hold for a segment. Of one that is not on the disk at all, its header perhaps withheld, that is nothing.
+func (l *Log) known(s *segment) known {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := known{end: s.end(), generation: l.generation.Load()}
+	next := l.segs.Load().find(s.end())
+	switch {
+	case l.Durable() < s.base()+HeaderSize:
+		k.end = s.base()
+	case next != nil:
+		k.digest = next.header.Digest
+	default:
+		k.end, k.digest = l.cur.at, l.cur.digest
+	}
+	return k
 }
 
 func (l *Log) segmentAt(at LSN) (*segment, error) {
@@ -96,13 +136,11 @@ func (l *Log) segmentAt(at LSN) (*segment, error) {
 	return nil, fmt.Errorf("%w: %v", ErrBeyondEnd, at)
 }
 
-// image reads what is durable of a segment, up to limit, into as many bytes as it can have. Blocks that the disk does not give back
-// read as zeros.
-func (l *Log) image(s *segment, drop bool) (image []byte, limit LSN, err error) {
-	limit = min(max(l.Durable(), s.base()), s.end())
+// image reads a segment up to limit, into as many bytes as it can have. Blocks that the disk does not give back read as zeros.
+func (l *Log) image(s *segment, limit LSN, drop bool) (image []byte, err error) {
 	h, err := l.handles.pin(s)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer h.unpin()
 	if drop {
@@ -112,28 +150,22 @@ func (l *Log) image(s *segment, drop bool) (image []byte, limit LSN, err error) 
 		_ = h.file.DropCache(0)
 	}
 	image = make([]byte, s.header.SegmentSize)
-	durable := image[:limit-s.base()]
-	if readFull(h.file, durable, 0) == nil {
-		return image, limit, nil
+	held := image[:limit-s.base()]
+	if readFull(h.file, held, 0) == nil {
+		return image, nil
 	}
-	for off := 0; off < len(durable); off += repairBlock {
-		p := durable[off:min(off+repairBlock, len(durable))]
+	for off := 0; off < len(held); off += repairBlock {
+		p := held[off:min(off+repairBlock, len(held))]
 		if readFull(h.file, p, int64(off)) != nil {
 			clear(p)
 		}
 	}
-	return image, limit, nil
+	return image, nil
 }
 
-func (l *Log) checkImage(s *segment, image []byte, limit LSN) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.checkImageLocked(s, image, limit)
-}
-
-// checkImageLocked verifies the bytes of a segment from its base up to limit. l.mu is held.
-func (l *Log) checkImageLocked(s *segment, image []byte, limit LSN) error {
-	if limit < s.base()+HeaderSize {
+// checkImage verifies the bytes of a segment from its base on against what is known.
+func (s *segment) checkImage(image []byte, k known) error {
+	if k.end < s.base()+HeaderSize {
 		return nil
 	}
 	var h Header
@@ -143,7 +175,7 @@ func (l *Log) checkImageLocked(s *segment, image []byte, limit LSN) error {
 	var cur cursor
 	cur.begin(&h)
 	first := true
-	for cur.at < limit {
+	for cur.at < k.end {
 		var m frameMeta
 		rest := image[cur.at-s.base():]
 		if first {
@@ -160,12 +192,32 @@ func (l *Log) checkImageLocked(s *segment, image []byte, limit LSN) error {
 		}
 		cur.pass(&m)
 	}
-	want, known := l.cur.digest, l.cur.at == cur.at
-	if next := l.segs.Load().find(s.end()); next != nil && cur.at == s.end() {
-		want, known = next.header.Digest, true
-	}
-	if known && cur.digest != want {
-		return s.corrupt(cur.at, fmt.Sprintf("digest is %v, want %v", cur.digest, want), nil)
+	if cur.digest != k.digest {
+		return s.corrupt(cur.at, fmt.Sprintf("digest is %v, want %v", cur.digest, k.digest), nil)
 	}
 	return nil
+}
+
+// SetRepair has damage that a read meets repaired: fn is told of the frame, and if it returns true the read is made once more. fn runs in
+// the reader's goroutine and must not read the log by anything but [Log.Scrub] and [Log.Repair]. Nil ends that.
+func (l *Log) SetRepair(fn func(at LSN, err error) bool) {
+	if fn == nil {
+		l.repairer.Store(nil)
+		return
+	}
+	l.repairer.Store(&fn)
+}
+
+// repaired asks for the repair of damage that a read of the frame at an LSN has met.
+func (l *Log) repaired(at LSN, err error) bool {
+	fn := l.repairer.Load()
+	if fn == nil || !errors.Is(err, ErrIO) && !isCorrupt(err) || l.isClosed() {
+		return false
+	}
+	return (*fn)(at, err)
+}
+
+func isCorrupt(err error) bool {
+	c := (*CorruptError)(nil)
+	return errors.As(err, &c)
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"shiplog/wal"
+	"shiplog/wal/waltest"
 )
 
 // TestRepairTakesOnlyWhatFits: damage anywhere in what is durable of a segment is found; a copy that is damaged too, of another
@@ -107,5 +108,177 @@ func TestRepairTakesOnlyWhatFits(t *testing.T) {
 	}
 	if r, err := l.Verify(t.Context()); err != nil || !r.OK() {
 		t.Fatal(r.Damage, err)
+	}
+}
+
+// heldLog is an open log on a simulated disk with the bytes of another's, all synced.
+func heldLog(t *testing.T, source []byte) (*waltest.Disk, *wal.Log) {
+	t.Helper()
+	d := waltest.NewDisk()
+	l, err := openAhead(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	if err := receive(l, source, len(source), func() int { return 1 << 20 }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	return d, l
+}
+
+// TestRepairByRead: a read that meets damage has it repaired and is made once more, wherever in the log it is; without a repair it names file,
+// offset and LSN.
+func TestRepairByRead(t *testing.T) {
+	source := sourceLog(t, 3)
+	rng := rand.New(rand.NewPCG(3, 3))
+	for range 20 {
+		d, l := heldLog(t, source)
+		at := rng.IntN(len(source) - 8)
+		base := at / wal.MinSegmentSize * wal.MinSegmentSize
+		if at -= base; at < wal.HeaderSize {
+			at = wal.HeaderSize // readers do not look at headers
+		}
+		if err := d.Flip(segmentFile(base), int64(at), 1<<rng.IntN(8)); err != nil {
+			t.Fatal(err)
+		}
+		read := func() error {
+			r := l.NewReader(0)
+			for r.Next() {
+			}
+			if r.Err() == nil && r.End() < l.Head() {
+				return fmt.Errorf("the reader stops at %v", r.End())
+			}
+			return r.Err()
+		}
+		var c *wal.CorruptError
+		err := read()
+		if err == nil {
+			continue // the zeros behind a seal are the scrubber's
+		}
+		if !errors.As(err, &c) || c.LSN > wal.LSN(base+at) || c.Path == "" {
+			t.Fatalf("damage at %d: %v", base+at, err)
+		}
+		asked := 0
+		l.SetRepair(func(lsn wal.LSN, _ error) bool {
+			asked++
+			from := int(lsn) / wal.MinSegmentSize * wal.MinSegmentSize
+			_, err := l.Repair(wal.LSN(from), source[from:min(len(source), from+wal.MinSegmentSize)])
+			return err == nil
+		})
+		if err := read(); err != nil || asked != 1 {
+			t.Fatalf("damage at %d: %v after %d repairs", base+at, err, asked)
+		}
+		l.SetRepair(nil)
+	}
+}
+
+// TestRepairForgetsDigests: a digest that was taken while a frame's checksum was damaged is not given out any more once it is repaired.
+func TestRepairForgetsDigests(t *testing.T) {
+	const size = 1 << 20 // a digest is remembered every 64 KiB
+	d := waltest.NewDisk()
+	open := func() *wal.Log {
+		l, err := wal.Open(dbDir, &wal.Options{FS: d, SegmentSize: size, Inline: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l
+	}
+	l := open()
+	if err := l.Create(wal.Rule{}); err != nil {
+		t.Fatal(err)
+	}
+	first := l.Head()
+	for l.Head() < 500_000 {
+		if _, err := l.Append([]*wal.Batch{batch(2, 3000)}, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last := l.Head()
+	want, err := l.DigestAt(last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for l.Head() < size+5000 {
+		if _, err := l.Append([]*wal.Batch{batch(4, 3000)}, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	good := whole(t, l)[:size]
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = open() // it remembers no digests of the first segment
+	if err := d.Flip(segmentFile(0), int64(first), 1); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := l.DigestAt(last); err != nil || got == want {
+		t.Fatalf("the damage is not in the digest: nothing is tested: %v", err)
+	}
+	if _, err := l.Repair(0, good); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := l.DigestAt(last); err != nil || got != want {
+		t.Fatalf("digest %v, want %v: %v", got, want, err)
+	}
+}
+
+// TestRepairForeign: frames that are sound in themselves, of the same database and at their place, but of another history, are damage, and
+// are not taken for a repair: also in the segment that is being written, with an end that is not synced.
+func TestRepairForeign(t *testing.T) {
+	disk := waltest.NewDisk()
+	l, err := openAhead(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.Create(wal.Rule{}); err != nil {
+		t.Fatal(err)
+	}
+	appendOne := func(id uint32, sync bool) wal.LSN {
+		if _, err := l.Append([]*wal.Batch{batch(id, 1000)}, sync); err != nil {
+			t.Fatal(err)
+		}
+		if sync {
+			if _, err := l.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return l.Head()
+	}
+	from := l.Head()
+	to := appendOne(2, true)
+	other := whole(t, l)
+	if err := l.Truncate(from); err != nil {
+		t.Fatal(err)
+	}
+	if appendOne(4, true) != to {
+		t.Fatal("the other history is of another length")
+	}
+	if appendOne(6, false); l.Durable() != to {
+		t.Fatal("nothing is unsynced")
+	}
+	good := whole(t, l)
+	if _, err := l.Repair(0, other); err == nil {
+		t.Error("another history was taken for a repair")
+	}
+	if !bytes.Equal(whole(t, l), good) {
+		t.Fatal("another history was written")
+	}
+	if err := disk.Overwrite(segmentFile(0), int64(from), other[from:to]); err != nil {
+		t.Fatal(err)
+	}
+	var c *wal.CorruptError
+	if err := l.Scrub(0); !errors.As(err, &c) {
+		t.Errorf("another history passes for sound: %v", err)
+	}
+	if _, err := l.Repair(0, good); err != nil || !bytes.Equal(whole(t, l), good) {
+		t.Fatal(err)
+	}
+	if err := l.Scrub(0); err != nil {
+		t.Fatal(err)
 	}
 }
