@@ -70,7 +70,8 @@ func (s *segment) digestNear(at LSN) digestMark {
 
 // DigestAt returns the digest of everything before end, which must be the end of a frame or header, or the base of a
 // segment: else [ErrNotBoundary]. It costs little at the head and at segment bases; elsewhere at most digestEvery bytes
-// of frame headers are walked, on a segment that this process wrote, and the whole segment once on others.
+// of frames are walked, on a segment that this process wrote, and the whole segment once on others. They are verified: a damaged one
+// is a [*CorruptError], and no digest of it is given or remembered.
 func (l *Log) DigestAt(end LSN) (Digest, error) {
 	if l.Empty() {
 		return 0, ErrNoDatabase
@@ -97,8 +98,12 @@ func (l *Log) DigestAt(end LSN) (Digest, error) {
 		return s.header.Digest, nil
 	}
 	m := s.digestNear(end)
+	var scratch []byte
 	for m.at < end {
-		meta, err := l.frameHeader(s, m.at)
+		meta, err := l.soundFrame(s, m.at, &scratch)
+		if err != nil && l.repaired(m.at, err) {
+			meta, err = l.soundFrame(s, m.at, &scratch)
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -110,6 +115,17 @@ func (l *Log) DigestAt(end LSN) (Digest, error) {
 		return 0, fmt.Errorf("%w: %v", ErrNotBoundary, end)
 	}
 	return m.digest, nil
+}
+
+// soundFrame verifies the frame at a boundary and returns its header.
+func (l *Log) soundFrame(s *segment, at LSN, scratch *[]byte) (m frameMeta, err error) {
+	h, err := l.handles.pin(s)
+	if err != nil {
+		return m, err
+	}
+	defer h.leave(enter(), &err)
+	_, err = s.validate(h, at, &m, scratch)
+	return m, err
 }
 
 // frameHeader reads the header of the frame at a boundary. Only its head check is verified.

@@ -95,7 +95,6 @@ func (l *Log) replace(s *segment, image, mended []byte, n int) (changed int64, e
 	if err := h.file.Datasync(); err != nil {
 		return changed, l.poisonWith(fmt.Errorf("repair segment %s: %w", s.path, err))
 	}
-	s.dropDigests(s.base()) // of damaged frame headers, perhaps
 	return changed, nil
 }
 
