@@ -156,7 +156,7 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 		if err := db.awaitIndex(ctx); err != nil {
 			return err
 		}
-		if end > db.marks.indexedLSN() { // a seal or a segment's header, which nothing else follows yet
+		if end > db.marks.indexedLSN() && end&wal.LSN(db.log.SegmentSize()-1) != 0 { // a segment's header, which nothing follows yet; see BatchEnd for seals
 			db.marks.applied(end)
 		}
 		if !db.log.Empty() {
