@@ -249,3 +249,52 @@ func TestFullDisk(t *testing.T) {
 	}
 	wantGet(t, db.Get, "more49", string(value))
 }
+
+// TestCrashWhileAnEpochBegins loses power in each call of an open after an unclean stop, which begins an epoch, and then in each call of the open
+// after that: whatever of the promise to itself and of the epoch's record got to the disk, the node goes on leading, in an epoch
+// that it has not begun before.
+func TestCrashWhileAnEpochBegins(t *testing.T) {
+	opts := engine.Options{SegmentSize: 64 << 10}
+	opts.FS = waltest.NewDisk()
+	mustPut(t, open(t, "db", &opts), "a", "1")
+	first := opts.FS.(*waltest.Disk).Crash(1)
+	// after opens a database with a loss of power in call k, and returns what survives.
+	after := func(disk *waltest.Disk, k int, seed uint64) (survivor *waltest.Disk, crashed bool) {
+		disk = disk.Kill()
+		disk.Inject(waltest.Fault{Skip: k, Crash: true})
+		opts.FS = disk
+		if db, err := engine.Open("db", &opts); err == nil {
+			defer db.Close()
+		}
+		crashed = disk.Crashed()
+		disk.PowerOff()
+		return disk.Crash(seed), crashed
+	}
+	calls := 0
+	for k := 0; ; k++ {
+		for seed := range uint64(3) {
+			once, crashed := after(first, k, seed)
+			if !crashed {
+				t.Logf("%d calls, %d cases", k, calls)
+				return
+			}
+			for j := 0; ; j += 2 {
+				twice, crashed := after(once, j, seed)
+				opts.FS = twice
+				db, err := engine.Open("db", &opts)
+				if err != nil {
+					t.Fatalf("calls %d and %d, survivors %d: %v", k, j, seed, err)
+				}
+				wantGet(t, db.Get, "a", "1")
+				mustPut(t, db, "b", "2")
+				if err := db.Close(); err != nil {
+					t.Fatal(err)
+				}
+				calls++
+				if !crashed || testing.Short() {
+					break
+				}
+			}
+		}
+	}
+}

@@ -191,10 +191,12 @@ func (db *DB) becomeLeader(asked *Options) error {
 		if last.Leader != db.log.NodeID() {
 			return fmt.Errorf("%w: epoch %v was led by node %v, this is node %v", ErrNotLeader, last.Epoch, last.Leader, db.log.NodeID())
 		}
-		if promised := db.log.Promised(); promised > last.Epoch {
+		promised := db.log.Promised()
+		if promised > last.Epoch && promised.Term() != last.Epoch.Term() {
 			return fmt.Errorf("%w: this node has promised epoch %v", ErrFenced, promised)
 		}
-		clean = db.log.Recovery().Clean
+		// Within a term, only its leader raises the restart part: a promise beyond the log is this node's own, and the record of the epoch was lost.
+		clean = db.log.Recovery().Clean && promised <= last.Epoch
 		if db.marks.rule.Level == 0 {
 			// The crash came between the first header and the first epoch record: the database is as good as new.
 			db.setRule(db.newRule(), 0)
@@ -209,7 +211,7 @@ func (db *DB) becomeLeader(asked *Options) error {
 	m.endChangesBefore(m.termEnd)
 	m.mu.Unlock()
 	if !clean {
-		e := db.log.Epoch()
+		e := max(db.log.Epoch(), db.log.Promised()) // never one again whose record was lost
 		var err error
 		if end, err = db.log.StartEpoch(e.NextRestart(), m.rule); err != nil {
 			return fmt.Errorf("start epoch after an unclean stop: %w", err)
