@@ -49,6 +49,7 @@ type node struct {
 	final    error  // why the follower has given up
 	stop     context.CancelFunc
 	stopped  chan struct{}         // closed when the follower has ended
+	ended    bool                  // nobody is followed any more
 	resumes  bool                  // this node led last, and will again unless somebody else leads or is to
 	callers  map[wal.NodeID]string // shipping addresses of nodes that have called; at most maxCallers
 }
@@ -67,6 +68,9 @@ func (n *node) follow(addr, askedAt string) error {
 	n.unfollow()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.ended {
+		return errors.New("the node is stopping")
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	stopped := make(chan struct{})
 	n.follower, n.upstream, n.askedAt, n.final, n.stop, n.stopped = f, addr, askedAt, nil, cancel, stopped
@@ -84,6 +88,14 @@ func (n *node) follow(addr, askedAt string) error {
 		}
 	}()
 	return nil
+}
+
+// endFollowing stops following for good: a promise that is being answered follows nobody any more.
+func (n *node) endFollowing() {
+	n.mu.Lock()
+	n.ended = true
+	n.mu.Unlock()
+	n.unfollow()
 }
 
 // newFollower makes a follower of the node that ships at addr; candidate is the epoch that this node is about to lead, or 0.

@@ -168,7 +168,7 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 	if err := clients.Shutdown(drain); err != nil {
 		n.log.Warn("clients were cut off", "error", err)
 	}
-	n.unfollow()
+	n.endFollowing()
 	if n.leader != nil {
 		if err := n.leader.Shutdown(drain); err != nil {
 			n.log.Warn("followers were cut off", "error", err)

@@ -217,18 +217,10 @@ func (s *sim) checkWhole() {
 	}
 }
 
-// checkBounds expects that a log takes no more than what its space factor allows, and an index no more than its memory.
+// checkBounds expects that an index takes no more than its memory. A log may be long: slots of nodes that were away hold it.
 func (s *sim) checkBounds(p *simProcess) {
-	st := p.n.db.Stats()
-	live := 0
-	for k, v := range s.state(p) {
-		live += len(k) + len(v) + 64
-	}
-	if size := int(st.Head - st.Tail); size > 4*live+64*wal.MinSegmentSize {
-		s.failf("%s: a log of %d bytes for %d of state", p.node.name, size, live)
-	}
-	if st.Index.MemoryBytes > 4<<20 {
-		s.failf("%s: the index takes %d bytes of memory", p.node.name, st.Index.MemoryBytes)
+	if n := p.n.db.Stats().Index.MemoryBytes; n > 4<<20 {
+		s.failf("%s: the index takes %d bytes of memory", p.node.name, n)
 	}
 }
 

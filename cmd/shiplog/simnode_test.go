@@ -146,7 +146,7 @@ func (m *simNode) stop() {
 	p.ready.Store(false)
 	p.cancel()
 	p.endRoles()
-	p.n.unfollow()
+	p.n.endFollowing()
 	drain, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	_ = p.n.leader.Shutdown(drain) // followers that do not listen are cut off
@@ -184,7 +184,7 @@ func (m *simNode) crash(kill bool) {
 	p.cancel()
 	s.away.Go(func() { // what is left of the process ends by itself; nobody hears of it
 		p.endRoles()
-		p.n.unfollow()
+		p.n.endFollowing()
 		drain, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		_ = p.n.leader.Shutdown(drain)
