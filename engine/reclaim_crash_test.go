@@ -350,9 +350,9 @@ func (s *reclaimScript) checkFollower(t *testing.T, st *stream, disk *waltest.Di
 				t.Fatalf("%s: %s: %v", what, when, err)
 			}
 		}
-		switch got := (model)(nil); {
+		switch {
 		case !loads():
-			if got = state(t, f); !s.isAfter(got, acked) {
+			if got := state(t, f); !s.isAfter(got, acked) {
 				t.Fatalf("%s: %s: %d steps were fed; %s", what, when, acked, difference(got, s.models[acked]))
 			}
 		case acked > 0 && start == 0, acked > last:

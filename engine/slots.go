@@ -305,7 +305,7 @@ func (s *slots) load(head wal.LSN) error {
 	if err != nil {
 		return fmt.Errorf("load slots: %w", err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // opened for reading
 	size, err := f.Size()
 	if err != nil || size > maxSlotsFile {
 		return errors.Join(err, fmt.Errorf("load slots: %d bytes", size))

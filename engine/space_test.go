@@ -237,7 +237,9 @@ func TestIndexThatCannotBeWritten(t *testing.T) {
 		_, err := db.Commit(ctx, b, engine.Default)
 		return err
 	}
-	keys, head, err := 0, wal.LSN(0), error(nil)
+	var head wal.LSN
+	var err error
+	keys := 0
 	for {
 		head = db.Stats().Head
 		if err = put(keys); err != nil {

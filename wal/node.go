@@ -44,8 +44,8 @@ const (
 	nodeSize     = 128
 	noLSN    LSN = 1<<64 - 1
 	neverLed     = Epoch(1) // below every epoch that there is
-	filePerm     = 0o644
-	dirPerm      = 0o755
+	filePerm     = 0o600    // what is stored is for the node's user alone
+	dirPerm      = 0o700
 )
 
 var nodeMagic = [8]byte{'S', 'H', 'I', 'P', 'N', 'O', 'D', 'E'}

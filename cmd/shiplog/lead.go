@@ -100,7 +100,7 @@ func (e electorate) Fetch(ctx context.Context, v wal.Voter, epoch wal.Epoch, vot
 	go func() { ended <- f.Run(ctx) }() // ended by cancel, and waited for
 	defer func() {
 		cancel()
-		_ = <-ended // how far the log has got says all
+		<-ended //nolint:errcheck // how far the log has got says all
 	}()
 	log := n.db.Log()
 	moved := make(chan struct{}, 1)

@@ -136,7 +136,7 @@ func newReplay() *cobra.Command {
 					return fail(err)
 				}
 				if w.open {
-					fmt.Fprintf(cmd.ErrOrStderr(), "%s: the last batch is not whole, and was never acknowledged: left out\n", f)
+					complain(cmd.ErrOrStderr(), f+": the last batch is not whole, and was never acknowledged: left out")
 				}
 			}
 			c := redis.NewClient(&redis.Options{Addr: to, Password: password, TLSConfig: secure, MaxRetries: -1, DialTimeout: 5 * time.Second})
@@ -187,7 +187,8 @@ func cutFiles(args []string) (files []string, err error) {
 
 // offer compares each key with the database, prints what differs, and writes what it is told to.
 func (w *lostWrites) offer(cmd *cobra.Command, c *redis.Client, apply, overwrite bool) (r replayed, err error) {
-	ctx, out := cmd.Context(), cmd.ErrOrStderr()
+	ctx := cmd.Context()
+	say := func(format string, args ...any) { _, _ = fmt.Fprintf(cmd.ErrOrStderr(), format, args...) } // the counts say it too
 	names := make([]string, 0, len(w.keys))
 	for k := range w.keys {
 		names = append(names, k)
@@ -195,7 +196,7 @@ func (w *lostWrites) offer(cmd *cobra.Command, c *redis.Client, apply, overwrite
 	slices.Sort(names)
 	r.Keys, r.Ranges = len(names), len(w.ranges)
 	for _, o := range w.ranges {
-		fmt.Fprintf(out, "range delete from %.64q to %.64q\n", o.Key, o.Value)
+		say("range delete from %.64q to %.64q\n", o.Key, o.Value)
 	}
 	for _, k := range names {
 		lost := w.keys[k]
@@ -215,13 +216,13 @@ func (w *lostWrites) offer(cmd *cobra.Command, c *redis.Client, apply, overwrite
 			continue
 		case gone:
 			r.Conflicts++
-			fmt.Fprintf(out, "conflict %.64q: deleted there, is %.64q here\n", k, now)
+			say("conflict %.64q: deleted there, is %.64q here\n", k, now)
 		case there:
 			r.Conflicts++
-			fmt.Fprintf(out, "conflict %.64q: %.64q there, %.64q here\n", k, lost.Value, now)
+			say("conflict %.64q: %.64q there, %.64q here\n", k, lost.Value, now)
 		default:
 			r.Missing++
-			fmt.Fprintf(out, "missing %.64q: %.64q\n", k, lost.Value)
+			say("missing %.64q: %.64q\n", k, lost.Value)
 		}
 		if apply && (!there || overwrite) {
 			wrote, err := writeAgain(ctx, c, k, lost, there)

@@ -35,7 +35,6 @@ type simNode struct {
 	proc   *simProcess  // nil: none runs; written by the driver under the simulation's mu
 	downAt time.Time
 	faults []*waltest.Injection // of its disk
-	final  error                // why following had ended for good when the process was stopped
 }
 
 // simProcess is one run of a node.
@@ -217,7 +216,7 @@ func (m *simNode) forget() error {
 	dir := filepath.Join(simDir, "index")
 	names, err := m.disk.ReadDir(dir)
 	if err != nil {
-		return nil //nolint:nilerror // there is none yet
+		return nil //nolint:nilerr // there is none yet
 	}
 	for _, name := range names {
 		if err := m.disk.Remove(filepath.Join(dir, name)); err != nil {

@@ -9,7 +9,7 @@ import (
 // ReplaceFile puts text in the place of a file: all of it or nothing, durable on return. A file of the name with ".new" behind
 // it may stay after a crash; the next call overwrites it.
 func ReplaceFile(fs FS, path string, text []byte) error {
-	f, err := fs.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	f, err := fs.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}

@@ -92,7 +92,7 @@ var errBadManifest = errors.New("index manifest is damaged")
 func Open(o Options) (x *Index, from wal.LSN, mark []byte, err error) {
 	x = &Index{o: o, kickFlush: make(chan struct{}, 1), kickMerge: make(chan struct{}, 1), quit: make(chan struct{})}
 	x.room = sync.NewCond(&x.mu)
-	if err := o.FS.MkdirAll(o.Dir, 0o755); err != nil {
+	if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, 0, nil, fmt.Errorf("open index: %w", err)
 	}
 	names, err := o.FS.ReadDir(o.Dir)

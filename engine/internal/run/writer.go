@@ -76,7 +76,7 @@ func NewWriter(fsys vfs.FS, path string, o WriterOptions) (*Writer, error) {
 	for o.ID == 0 {
 		o.ID = rand.Uint64()
 	}
-	file, err := fsys.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	file, err := fsys.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("create run: %w", err)
 	}
