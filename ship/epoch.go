@@ -75,7 +75,7 @@ func splitBrain(up, down []wal.HistoryEntry) (u, d *wal.HistoryEntry) {
 // findFork compares two histories, as KIP-101 and KIP-279 do: the last epoch that both hold, and the lower of the
 // two ends of that epoch. Epochs without a record of data are no special case: they have a start and a history ID
 // like any other.
-func findFork(up, down view) fork {
+func findFork(up, down view, segmentSize uint64) fork {
 	for j := len(down.history) - 1; j >= 0; j-- {
 		for i := len(up.history) - 1; i >= 0; i-- {
 			if up.history[i].Epoch != down.history[j].Epoch {
@@ -85,6 +85,9 @@ func findFork(up, down view) fork {
 				break
 			}
 			f := fork{at: min(up.after(i), down.after(j)), shared: true}
+			if base := f.at &^ wal.LSN(segmentSize-1); f.at == base+wal.HeaderSize && (i+1 < len(up.history) || j+1 < len(down.history)) {
+				f.at = base // the segment's header names the epoch that begins behind it
+			}
 			f.next = named(up.history[i+1:], down)
 			return f
 		}
@@ -132,7 +135,7 @@ func place(up, down view, empty bool, promised wal.Epoch, committed wal.LSN, seg
 		e.Epoch, e.Node = down.epoch(), down.leader()
 		return 0, e
 	}
-	f := findFork(up, down)
+	f := findFork(up, down, segmentSize)
 	switch {
 	case down.end <= f.at && f.shared:
 	case f.shared && f.next == nil:

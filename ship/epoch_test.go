@@ -93,6 +93,16 @@ func TestPlace(t *testing.T) {
 			down: ship.NewView(hist(e(1, 0, 0x80, 10), e(4, 0, 0x900, 40)), 0, 0x2000), err: ship.ErrDiverged, lsn: 0x900, epoch: wal.MakeEpoch(5, 0),
 		},
 		{
+			name: "both have gone on behind a seal: the segment's header is of the new epoch too",
+			up:   ship.NewView(hist(e(1, 0, 0x80, 10), e(3, 0, 0x2080, 30)), 0, 0x5000),
+			down: ship.NewView(hist(e(1, 0, 0x80, 10), e(2, 0, 0x2080, 20)), 0, 0x2200), err: ship.ErrDiverged, lsn: 0x2000,
+		},
+		{
+			name: "the follower ends behind the header of a segment that the upstream's next epoch begins",
+			up:   ship.NewView(hist(e(1, 0, 0x80, 10), e(3, 0, 0x2080, 30)), 0, 0x5000),
+			down: ship.NewView(one, 0, 0x2080), err: ship.ErrDiverged, lsn: 0x2000,
+		},
+		{
 			name: "histories compacted at the front", up: ship.NewView(hist(e(3, 0, 0x900, 30), e(4, 0, 0x2000, 40)), 0x1000, 0x5000),
 			down: ship.NewView(hist(e(1, 0, 0x80, 10), e(3, 0, 0x900, 30)), 0, 0x2000), want: 0x2000,
 		},
