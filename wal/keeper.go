@@ -16,6 +16,8 @@ type keeper struct {
 	done  chan struct{}
 	once  sync.Once
 
+	watch atomic.Uint32 // asleep, watching or moved
+
 	held atomic.Bool // the mark was lost, and what is left of the log is not accepted: no mark may say so
 
 	mu   sync.Mutex // guards file
@@ -39,7 +41,24 @@ func startKeeper(l *Log, last mark) *keeper {
 	return k
 }
 
-// kick says that a mark has moved or that the tip is filling up. It never blocks. A nil keeper has nothing to do.
+// What a keeper knows of the marks: they stand as its file says; it looks again when its timer ends; they have moved since it looked.
+const (
+	asleep = iota
+	watching
+	moved
+)
+
+// moved says that a mark has moved. It costs a wake-up only once commits had paused: under load each commit comes by here.
+func (k *keeper) moved() {
+	if k == nil || k.watch.Load() == moved || k.watch.CompareAndSwap(watching, moved) {
+		return
+	}
+	if k.watch.CompareAndSwap(asleep, moved) {
+		k.kick()
+	}
+}
+
+// kick says that the tip is filling up. It never blocks. A nil keeper has nothing to do.
 func (k *keeper) kick() {
 	if k == nil || len(k.kicks) > 0 {
 		return
@@ -52,8 +71,9 @@ func (k *keeper) kick() {
 
 func (k *keeper) run() {
 	idle := time.NewTimer(time.Hour)
+	idle.Stop()
 	defer idle.Stop()
-	written := time.Now()
+	armed, written := false, time.Now()
 	for {
 		select {
 		case <-k.quit:
@@ -61,11 +81,19 @@ func (k *keeper) run() {
 		case <-k.kicks:
 			k.log.writeBehind()
 			k.log.prepareAhead()
-			if time.Since(written) < maxMarkAge {
+			if !armed && k.watch.CompareAndSwap(moved, watching) {
 				idle.Reset(idleMark)
+				armed = true
+			}
+			continue
+		case <-idle.C:
+		}
+		if armed = !k.watch.CompareAndSwap(watching, asleep); armed {
+			k.watch.Store(watching)
+			idle.Reset(idleMark)
+			if time.Since(written) < maxMarkAge {
 				continue
 			}
-		case <-idle.C:
 		}
 		if err := k.writeMark(); err != nil {
 			k.log.opts.Logger.Warn("mark file not written", "error", err)

@@ -166,7 +166,7 @@ func (l *Log) SetCommitted(at LSN) {
 			return
 		}
 		if l.committed.CompareAndSwap(old, uint64(at)) {
-			l.keeper.kick()
+			l.keeper.moved()
 			return
 		}
 	}
@@ -349,7 +349,7 @@ func (l *Log) AcceptMark() {
 	defer l.mu.Unlock()
 	l.report.MarkLost = false
 	l.keeper.held.Store(false)
-	l.keeper.kick()
+	l.keeper.moved()
 }
 
 // Sync makes everything durable that was appended before the call, and returns the durable mark. A failed sync
@@ -417,7 +417,7 @@ func (l *Log) raiseDurable(to LSN) {
 			break
 		}
 	}
-	l.keeper.kick()
+	l.keeper.moved()
 	l.notify()
 }
 
