@@ -34,11 +34,12 @@ func (l *Log) Append(batches []*Batch, sync bool) (Range, error) {
 	if err != nil {
 		return Range{}, err
 	}
-	if err := l.room(need, urgent); err != nil {
+	now := max(l.nowMs(), l.cur.time)
+	if err := l.room(need, urgent, l.tooLate(now)); err != nil {
 		return Range{}, err
 	}
 	start := l.cur.at
-	a := appender{log: l, now: max(l.nowMs(), l.cur.time), sync: sync}
+	a := appender{log: l, now: now, sync: sync}
 	for _, b := range batches {
 		b.refs = b.refs[:0]
 		if len(b.ends) == 0 {
@@ -70,18 +71,16 @@ func (l *Log) AppendControl(c Control, sync bool) (Range, error) {
 }
 
 func (l *Log) appendControl(c Control, epoch Epoch, sync bool) (Range, error) {
-	payload, err := AppendControl(nil, c)
+	payload, err := l.encodeControl(c)
 	if err != nil {
 		return Range{}, err
 	}
-	if len(payload) > maxFrameRaw(l.SegmentSize()) {
-		return Range{}, fmt.Errorf("%w: control record of %d bytes", ErrTooLarge, len(payload))
-	}
-	if err := l.room(int64(frameSize(len(payload))+FrameHeaderSize), true); err != nil {
+	now := max(l.nowMs(), l.cur.time)
+	if err := l.room(int64(frameSize(len(payload))+FrameHeaderSize), true, l.tooLate(now)); err != nil {
 		return Range{}, err
 	}
 	start := l.cur.at
-	a := appender{log: l, now: max(l.nowMs(), l.cur.time), sync: sync}
+	a := appender{log: l, now: now, sync: sync}
 	if err := a.control(c, payload, epoch); err != nil {
 		return Range{}, err
 	}
@@ -89,6 +88,21 @@ func (l *Log) appendControl(c Control, epoch Epoch, sync bool) (Range, error) {
 		return Range{}, err
 	}
 	return Range{Start: start, End: l.cur.at}, nil
+}
+
+// encodeControl encodes a control record, which must fit a frame.
+func (l *Log) encodeControl(c Control) ([]byte, error) {
+	payload, err := AppendControl(nil, c)
+	if err == nil && len(payload) > maxFrameRaw(l.SegmentSize()) {
+		err = fmt.Errorf("%w: control record of %d bytes, at most %d", ErrTooLarge, len(payload), maxFrameRaw(l.SegmentSize()))
+	}
+	return payload, err
+}
+
+// storable says why a control record cannot be stored in this log.
+func (l *Log) storable(c Control) error {
+	_, err := l.encodeControl(c)
+	return err
 }
 
 // prepareAppend checks that the log takes appends and erases the note of a clean close. mu is held.
@@ -277,7 +291,7 @@ func (a *appender) control(c Control, payload []byte, epoch Epoch) error {
 func (a *appender) fit(n int) error {
 	l := a.log
 	left := int64(l.tip.end() - l.cur.at)
-	if int64(frameSize(n))+FrameHeaderSize <= left && a.now-l.cur.segTime <= maxFrameTime {
+	if int64(frameSize(n))+FrameHeaderSize <= left && !l.tooLate(a.now) {
 		return nil
 	}
 	if err := a.flush(); err != nil {
@@ -285,6 +299,9 @@ func (a *appender) fit(n int) error {
 	}
 	return l.roll(a.now)
 }
+
+// tooLate reports whether the tip's frames cannot hold a log time any more: the next one goes behind a seal.
+func (l *Log) tooLate(now int64) bool { return now-l.cur.segTime > maxFrameTime }
 
 // emit packs one frame into the buffer.
 func (a *appender) emit(payload []byte, flags Flags, epoch Epoch) error {
@@ -379,19 +396,26 @@ func (l *Log) publish() {
 	}
 }
 
-// room makes sure that need bytes behind the cursor have blocks, and the reserve behind them unless urgent. On a full
-// disk nothing has changed.
-func (l *Log) room(need int64, urgent bool) error {
+// room makes sure that need bytes behind the cursor have blocks, and the reserve behind them unless urgent; late, that they have them
+// behind a seal at the cursor. On a full disk nothing has changed.
+func (l *Log) room(need int64, urgent, late bool) error {
 	if !urgent {
 		need += reserve(l.SegmentSize())
 	}
 	size := l.SegmentSize()
 	off := int64(l.cur.at - l.tip.base())
-	have := l.alloc - off
+	have, left := l.alloc-off, size-off
+	if late && left > 0 { // of the tip only the seal is still written
+		if have < FrameHeaderSize {
+			if err := l.allocate(off + FrameHeaderSize); err != nil {
+				return err
+			}
+		}
+		have, left = 0, 0
+	}
 	if have >= need {
 		return nil
 	}
-	left := size - off
 	if have < left {
 		if err := l.allocate(min(left, need) + off); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -25,6 +26,9 @@ func (l *Log) Create(rule Rule) error {
 		return fmt.Errorf("make database ID: %w", err)
 	}
 	epoch := MakeEpoch(1, 0)
+	if err := l.storable(&EpochRecord{Rule: rule}); err != nil {
+		return err
+	}
 	h := Header{
 		Database: DatabaseID(random[:16]), Salt: binary.LittleEndian.Uint64(random[16:]), SegmentSize: l.SegmentSize(),
 		Epoch: epoch, Leader: l.NodeID(), History: HistoryID(binary.LittleEndian.Uint64(random[24:])), Time: l.nowMs(),
@@ -47,20 +51,22 @@ func (l *Log) Create(rule Rule) error {
 // record's end. An epoch not above the log's own, or below a promise, is [ErrEpoch].
 func (l *Log) StartEpoch(e Epoch, rule Rule) (LSN, error) {
 	l.mu.Lock()
+	err := l.mayStart(e, &rule)
 	open, end := l.cur.open, l.cur.end
 	l.mu.Unlock()
-	if open {
-		if err := l.Truncate(end); err != nil {
-			return 0, err
-		}
+	if err == nil && open {
+		err = l.Truncate(end)
+	}
+	if err != nil {
+		return 0, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.prepareAppend(); err != nil {
 		return 0, err
 	}
-	if e <= l.Epoch() {
-		return 0, fmt.Errorf("%w: %v, the log has reached %v", ErrEpoch, e, l.Epoch())
+	if err := l.mayStart(e, &rule); err != nil {
+		return 0, err
 	}
 	if err := l.promiseOwn(e); err != nil {
 		return 0, err
@@ -76,6 +82,23 @@ func (l *Log) StartEpoch(e Epoch, rule Rule) (LSN, error) {
 	}
 	l.learnEpoch(*r)
 	return at.End, l.syncHeld()
+}
+
+// mayStart says why an epoch cannot begin here, before anything is changed. mu is held.
+func (l *Log) mayStart(e Epoch, rule *Rule) error {
+	if err := l.writable(); err != nil {
+		return err
+	}
+	if l.tip == nil {
+		return ErrNoDatabase
+	}
+	if e <= l.Epoch() {
+		return fmt.Errorf("%w: %v, the log has reached %v", ErrEpoch, e, l.Epoch())
+	}
+	if p := l.Promised(); e < p {
+		return fmt.Errorf("%w: %v, promised %v", ErrEpoch, e, p)
+	}
+	return l.storable(&EpochRecord{Rule: *rule})
 }
 
 // promiseOwn promises an epoch that this node is to lead, and notes that it leads it, before anything of it is written.
@@ -394,11 +417,13 @@ func (l *Log) TrimBefore(at LSN) error {
 		gone = append(gone, s.path)
 	}
 	l.segs.Store(&segList{segs: old.segs[n:], size: old.size})
-	for _, path := range gone { // oldest first: a crash leaves no gap
-		if err := l.opts.FS.Remove(path); err != nil {
-			return fmt.Errorf("trim: %w", err)
+	for i, path := range gone { // oldest first: a crash leaves no gap
+		err := l.opts.FS.Remove(path)
+		if err == nil || errors.Is(err, fs.ErrNotExist) { // a removal whose sync failed
+			err = l.opts.FS.SyncDir(l.segDir())
 		}
-		if err := l.opts.FS.SyncDir(l.segDir()); err != nil {
+		if err != nil {
+			l.headless = gone[i:] // for the next call
 			return fmt.Errorf("trim: %w", err)
 		}
 	}

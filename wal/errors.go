@@ -21,7 +21,7 @@ var (
 
 // Writing.
 var (
-	// ErrClosed is returned by every call after Close.
+	// ErrClosed is returned after Close by every call that needs a file of the log.
 	ErrClosed = errors.New("wal: log closed")
 	// ErrReadOnly is returned by writing calls on a log that was opened read-only or that recovery holds back.
 	ErrReadOnly = errors.New("wal: log is read-only")

@@ -347,6 +347,9 @@ func (l *Log) writable() error {
 func (l *Log) AcceptMark() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !l.report.MarkLost {
+		return
+	}
 	l.report.MarkLost = false
 	l.keeper.held.Store(false)
 	l.keeper.moved()
@@ -445,6 +448,9 @@ func (l *Log) Close() error {
 	if !l.opts.ReadOnly {
 		err = errors.Join(err, l.closeFiles(err == nil))
 	}
+	l.nodeMu.Lock()
+	l.node.closed = true
+	l.nodeMu.Unlock()
 	l.handles.closeAll()
 	l.notify()
 	if l.lock != nil {

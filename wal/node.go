@@ -36,6 +36,9 @@ type node struct {
 	clean    LSN   // end of the log at a clean close; noLSN: not closed cleanly
 	cut      LSN   // the log is being cut back to here; noLSN: it is not
 	database DatabaseID
+
+	closed   bool // the directory may be another process's by now
+	readOnly bool // it may be anyway
 }
 
 const (
@@ -87,6 +90,12 @@ func (n *node) unmarshal(b []byte) error {
 // save makes the node file durable. The caller serialises. The temporary file is left from the save before, with its
 // block, so that a full disk does not keep a log from taking deletes.
 func (n *node) save() error {
+	switch {
+	case n.closed:
+		return ErrClosed
+	case n.readOnly:
+		return ErrReadOnly
+	}
 	temp := filepath.Join(n.dir, nodeTemp)
 	f, err := n.spare(temp)
 	if err == nil {
@@ -134,7 +143,7 @@ func (n *node) spare(temp string) (vfs.File, error) {
 // loadNode reads the node file. A directory without one, or a copy of another node's, gets a fresh ID. The copy keeps
 // the promise, which can only be too careful, but not the note of a clean close: nobody knows that its bytes are on disk.
 func loadNode(f vfs.FS, dir string, readOnly bool) (n *node, previous NodeID, err error) {
-	n = &node{fs: f, dir: dir, led: neverLed, clean: noLSN, cut: noLSN}
+	n = &node{fs: f, dir: dir, led: neverLed, clean: noLSN, cut: noLSN, readOnly: readOnly}
 	info, err := f.Stat(dir)
 	if err != nil {
 		return nil, previous, fmt.Errorf("stat directory: %w", err)

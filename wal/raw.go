@@ -109,7 +109,7 @@ func (l *Log) takeHeader(p []byte) (int, error) {
 	if err := next.header(&h); err != nil {
 		return 0, err
 	}
-	if err := l.room(HeaderSize, true); err != nil {
+	if err := l.room(HeaderSize, true, false); err != nil {
 		return 0, err
 	}
 	return HeaderSize, l.beginRaw(&h)
@@ -175,7 +175,7 @@ func (l *Log) takeFrames(p []byte) (int, error) {
 
 // writeRaw writes verified frames behind the cursor and moves it to cur.
 func (l *Log) writeRaw(p []byte, cur cursor, records []EpochRecord) error {
-	if err := l.room(int64(len(p))+FrameHeaderSize, true); err != nil {
+	if err := l.room(int64(len(p))+FrameHeaderSize, true, false); err != nil {
 		l.tip.dropDigests(l.cur.at)
 		return err
 	}

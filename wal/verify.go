@@ -43,9 +43,17 @@ func Verify(ctx context.Context, dir string, o *Options) (*VerifyReport, error) 
 	return verify(ctx, dir, &opts, noLSN)
 }
 
-// Verify is the function Verify on an open log, up to the head as it stands at the call.
+// Verify is the function Verify on an open log, up to the head as it stands at the call; of a poisoned log, up to the durable mark.
+// What a follower has received ahead of its disk is synced first.
 func (l *Log) Verify(ctx context.Context) (*VerifyReport, error) {
-	return verify(ctx, l.dir, &l.opts, l.Head())
+	end := l.Head()
+	if l.Err() != nil {
+		end = min(end, l.Durable())
+	}
+	if err := l.inFiles(end); err != nil {
+		return new(VerifyReport), fmt.Errorf("verify %s: %w", l.dir, err)
+	}
+	return verify(ctx, l.dir, &l.opts, end)
 }
 
 // verifier reads segment after segment.
