@@ -27,6 +27,7 @@ import (
 
 	"shiplog/cmd/shiplog/internal/httpd"
 	"shiplog/engine"
+	"shiplog/ship/nettest"
 	"shiplog/wal"
 )
 
@@ -50,7 +51,8 @@ type process struct {
 	scheme           string
 	web              http.Client
 	args             []string
-	under            []string // a command that runs the program, in place of the test
+	under            []string      // a command that runs the program, in place of the test
+	host             *nettest.Host // where it runs; nil: here
 }
 
 // output is what a process has written so far.
@@ -145,7 +147,11 @@ func (p *process) launch() {
 	p.cmd.Env = append(os.Environ(), runAsMain+"=1")
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.cmd.Stderr = &p.stderr
-	if err := p.cmd.Start(); err != nil {
+	start := p.cmd.Start
+	if p.host != nil {
+		start = func() error { return p.host.Start(p.cmd) }
+	}
+	if err := start(); err != nil {
 		p.t.Fatal(err)
 	}
 	cmd := p.cmd

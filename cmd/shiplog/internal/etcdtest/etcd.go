@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"testing"
 	"time"
+
+	"shiplog/ship/nettest"
 )
 
 // Server is an etcd of one member in a process of its own.
@@ -14,6 +16,7 @@ type Server struct {
 	Endpoint string // HOST:PORT for clients
 
 	t    testing.TB
+	host *nettest.Host // where it runs; nil: here
 	cmd  *exec.Cmd
 	args []string
 }
@@ -22,12 +25,23 @@ type Server struct {
 // are possible.
 func Start(t testing.TB) *Server {
 	t.Helper()
+	addr, peerAddr := freeAddrs(t)
+	return start(t, nil, addr, peerAddr)
+}
+
+// StartOn is Start on a host of a test's network.
+func StartOn(t testing.TB, host *nettest.Host) *Server {
+	t.Helper()
+	return start(t, host, host.IP+":2379", host.IP+":2380")
+}
+
+func start(t testing.TB, host *nettest.Host, addr, peerAddr string) *Server {
+	t.Helper()
 	if _, err := exec.LookPath("etcd"); err != nil {
 		t.Skip("etcd is not installed (Debian: etcd-server)")
 	}
-	addr, peerAddr := freeAddrs(t)
 	client, peer := "http://"+addr, "http://"+peerAddr
-	s := &Server{t: t, Endpoint: addr, args: []string{
+	s := &Server{t: t, host: host, Endpoint: addr, args: []string{
 		"--data-dir", t.TempDir(), "--name", "e", "--listen-client-urls", client, "--advertise-client-urls", client,
 		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "e=" + peer,
 		"--heartbeat-interval", "50", "--election-timeout", "250", "--log-level", "error",
@@ -56,7 +70,14 @@ func freeAddrs(t testing.TB) (a, b string) {
 func (s *Server) Run() {
 	s.t.Helper()
 	s.cmd = exec.Command("etcd", s.args...)
-	if err := s.cmd.Start(); err != nil {
+	web := http.Client{Timeout: time.Second}
+	defer web.CloseIdleConnections()
+	run := s.cmd.Start
+	if s.host != nil {
+		run = func() error { return s.host.Start(s.cmd) }
+		web.Transport = &http.Transport{DialContext: s.host.DialContext}
+	}
+	if err := run(); err != nil {
 		s.t.Fatal(err)
 	}
 	cmd := s.cmd
@@ -66,8 +87,6 @@ func (s *Server) Run() {
 			_ = cmd.Wait()
 		}
 	})
-	web := http.Client{Timeout: time.Second}
-	defer web.CloseIdleConnections()
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		res, err := web.Get("http://" + s.Endpoint + "/health")
 		if err == nil {
