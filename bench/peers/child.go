@@ -227,22 +227,23 @@ func (e *env) walk(s Session, fn func(number uint64, version uint16)) (int, erro
 	return n, errors.Join(err, bad)
 }
 
-// Work in the background has ended when the process was idle for settleWindows in a row.
 const (
-	settleWindow  = 100 * time.Millisecond
-	settleWindows = 4
-	settleIdle    = 3 * time.Millisecond // CPU time in a window
-	settleMost    = 2 * time.Minute
+	settleWindow = 100 * time.Millisecond
+	settleIdle   = 3 * time.Millisecond // CPU time in a window
+	settleMost   = 2 * time.Minute
+
+	briefly = 4  // windows, where what matters is that nothing runs beside the measurement
+	fully   = 30 // windows, where what the background leaves behind is measured: some of it waits for a pause of seconds
 )
 
-// settle waits until the work that was left to the background (flushes, compactions) is done. It is measured by the
-// process's CPU time, so no store has to say.
-func (e *env) settle() {
+// settle waits until the work that was left to the background (flushes, compactions) is done: until the process was idle for as
+// many windows in a row. It is measured by the process's CPU time, so no store has to say.
+func (e *env) settle(windows int) {
 	if !e.Settle {
 		return
 	}
 	idle := 0
-	for start := time.Now(); idle < settleWindows && time.Since(start) < settleMost; {
+	for start := time.Now(); idle < windows && time.Since(start) < settleMost; {
 		before := cpuTime()
 		time.Sleep(settleWindow)
 		if cpuTime()-before <= settleIdle {

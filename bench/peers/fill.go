@@ -19,7 +19,7 @@ var load = &preparation{name: "load", shared: true, run: func(e *env) (results, 
 	if _, err := work(1, b.batches(), 0, func(_, i int) error { return b.put(i, 0) }); err != nil {
 		return nil, err
 	}
-	e.settle()
+	e.settle(briefly)
 	return nil, closeAll(store, s)
 }}
 

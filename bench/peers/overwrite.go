@@ -43,7 +43,7 @@ func overwrite(e *env) (results, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.settle()
+	e.settle(fully)
 	disk, err := diskBytes(e.Dir)
 	if err != nil {
 		return nil, err

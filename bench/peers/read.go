@@ -68,7 +68,7 @@ func (e *env) warm(sessions int) (Store, []Session, error) {
 	if err := e.verify(s[0], e.N); err != nil {
 		return nil, nil, err
 	}
-	e.settle()
+	e.settle(briefly)
 	return store, s, nil
 }
 
