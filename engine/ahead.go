@@ -124,6 +124,9 @@ func (a *ahead) read(n int, bufs *scanBufs) {
 		return nil
 	}
 	for i := first; i < min(first+aheadEntries, a.chunk.Len()); i++ {
+		if i%nearEntries == 0 {
+			bufs.near(a.snap.db.log, a.chunk, i)
+		}
 		end := notRead
 		if len(b.values) < aheadBytes && !a.stop.Load() {
 			v := a.chunk.Version(i)
@@ -137,14 +140,30 @@ func (a *ahead) read(n int, bufs *scanBufs) {
 }
 
 // scanBufs holds the frames that a scan is in, by segment: neighbours in key order that were sorted together share frames.
-type scanBufs [scanBuffers]*wal.Buffer
+type scanBufs struct {
+	frames [scanBuffers]*wal.Buffer
+	refs   []wal.Ref // scratch
+}
+
+// nearEntries is how many values are brought near the processor together: enough that their misses overlap, and less than what it can
+// wait for or keep at once. It divides aheadEntries and firstChunk.
+const nearEntries = 16
+
+// near brings the values of the chunk's entries from i on near the processor.
+func (s *scanBufs) near(l *wal.Log, c *memindex.Chunk, i int) {
+	s.refs = s.refs[:0]
+	for n := min(i+nearEntries, c.Len()); i < n; i++ {
+		s.refs = append(s.refs, wal.Ref(c.Version(i).Ref))
+	}
+	l.Near(s.refs)
+}
 
 // scanBuffers is how many sorted stretches of the log a scan can walk side by side, unpacking each frame once.
 const scanBuffers = 64
 
 // of returns the buffer for a version's frame.
 func (s *scanBufs) of(l *wal.Log, v memindex.Version) *wal.Buffer {
-	b := &s[uint64(wal.Ref(v.Ref).LSN())/uint64(l.SegmentSize())%scanBuffers]
+	b := &s.frames[uint64(wal.Ref(v.Ref).LSN())/uint64(l.SegmentSize())%scanBuffers]
 	if *b == nil {
 		*b = new(wal.Buffer)
 	}

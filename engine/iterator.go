@@ -34,6 +34,7 @@ type Iterator struct {
 
 	bufs   scanBufs
 	ahead  *ahead // nil until a chunk is read ahead
+	near   bool   // the values around are near the processor
 	wanted bool   // values of this chunk were asked for, and those behind prefetched where that helps
 	own    []byte // a value that was not read ahead
 	value  []byte
@@ -113,7 +114,7 @@ func (it *Iterator) load(lo, hi []byte, loOpen, reverse bool) bool {
 		}
 		it.ahead.begin(it.snap, &it.chunk)
 	}
-	it.wanted = false
+	it.wanted, it.near = false, false
 	it.at = -1
 	return it.step()
 }
@@ -212,6 +213,10 @@ func (it *Iterator) fetch() error {
 	}
 	if it.value, it.loaded = it.ahead.value(it.at, &it.bufs); it.loaded {
 		return nil
+	}
+	if it.at%nearEntries == 0 || !it.near {
+		it.near = true
+		it.bufs.near(it.snap.db.log, &it.chunk, it.at)
 	}
 	v := it.chunk.Version(it.at)
 	err := it.snap.readVersion(it.Key(), v, it.bufs.of(it.snap.db.log, v), func(v []byte, _ int64) error {

@@ -4,6 +4,9 @@ import (
 	"math/bits"
 	"sync"
 	"sync/atomic"
+	"unsafe"
+
+	"shiplog/wal/prefetch"
 )
 
 // frameCache keeps unpacked frames, so that reading a neighbour, or the same record again, neither verifies nor unpacks. A frame was
@@ -27,15 +30,14 @@ const (
 type cacheShard struct {
 	mu sync.Mutex // guards all below but the slots' pins, and the bytes of pinned slots
 	// table finds slots: an open-addressing hash table, at most half full, of 32 bits of the hash (the tag, whose lowest bits are the
-	// home) above the slot's number and one; 0 is empty.
-	table []uint64
-	count int // entries in table
-	parts []*cachePart
+	// home) above the slot's number and one; 0 is empty. Its words and the parts' pointers are atomic for near, which reads them without mu.
+	table []atomic.Uint64
+	parts []atomic.Pointer[cachePart]
 	slots int // in parts that are or were in use
 	limit int
 	hand  int
 	door  []uint16 // fingerprints of frames that were missed once
-	_     [32]byte
+	_     [40]byte
 }
 
 type cachePart struct {
@@ -64,8 +66,9 @@ func newFrameCache(size int64) *frameCache {
 	c := &frameCache{shards: make([]cacheShard, n), mask: uint64(n - 1)}
 	for i := range c.shards {
 		s := &c.shards[i]
-		s.table = make([]uint64, 16)
 		s.limit = slots / n
+		s.table = make([]atomic.Uint64, 1<<bits.Len(uint(2*s.limit)))
+		s.parts = make([]atomic.Pointer[cachePart], (s.limit+cacheChunk-1)/cacheChunk)
 		s.door = make([]uint16, 1<<bits.Len(uint(2*s.limit)))
 	}
 	return c
@@ -81,12 +84,16 @@ func mix(at LSN) uint64 {
 	return h ^ h>>33
 }
 
-func (s *cacheShard) slot(i uint32) *cacheSlot { return &s.parts[i/cacheChunk].slots[i%cacheChunk] }
+func (s *cacheShard) slot(i uint32) *cacheSlot {
+	return &s.parts[i/cacheChunk].Load().slots[i%cacheChunk]
+}
 
 // memory returns all bytes of a slot.
-func (s *cacheShard) memory(i uint32) []byte {
+func (s *cacheShard) memory(i uint32) []byte { return s.parts[i/cacheChunk].Load().memory(i) }
+
+func (p *cachePart) memory(i uint32) []byte {
 	off := i % cacheChunk * MaxSmallFrame
-	return s.parts[i/cacheChunk].bytes[off : off+MaxSmallFrame : off+MaxSmallFrame]
+	return p.bytes[off : off+MaxSmallFrame : off+MaxSmallFrame]
 }
 
 func cacheTag(h uint64) uint32 { return uint32(h >> 32) }
@@ -95,7 +102,7 @@ func cacheTag(h uint64) uint32 { return uint32(h >> 32) }
 func (s *cacheShard) find(at LSN, h uint64) (int, bool) {
 	tag, mask := cacheTag(h), len(s.table)-1
 	for i := int(tag) & mask; ; i = (i + 1) & mask {
-		v := s.table[i]
+		v := s.table[i].Load()
 		if v == 0 {
 			return i, false
 		}
@@ -107,40 +114,65 @@ func (s *cacheShard) find(at LSN, h uint64) (int, bool) {
 
 // enter puts an entry that is not in the table into it.
 func (s *cacheShard) enter(v uint64) {
-	if s.count++; 2*s.count > len(s.table) {
-		old := s.table
-		s.table = make([]uint64, 2*len(old))
-		for _, v := range old {
-			if v != 0 {
-				s.place(v)
-			}
-		}
-	}
-	s.place(v)
-}
-
-func (s *cacheShard) place(v uint64) {
 	mask := len(s.table) - 1
 	i := int(v>>32) & mask
-	for s.table[i] != 0 {
+	for s.table[i].Load() != 0 {
 		i = (i + 1) & mask
 	}
-	s.table[i] = v
+	s.table[i].Store(v)
 }
 
 // remove takes the entry at i out of the table: those behind that would not be found over the gap move up.
 func (s *cacheShard) remove(i int) {
-	s.count--
 	mask := len(s.table) - 1
-	for j := (i + 1) & mask; s.table[j] != 0; j = (j + 1) & mask {
-		home := int(s.table[j]>>32) & mask
-		if (j-home)&mask >= (j-i)&mask {
-			s.table[i] = s.table[j]
+	for j := (i + 1) & mask; ; j = (j + 1) & mask {
+		v := s.table[j].Load()
+		if v == 0 {
+			break
+		}
+		if home := int(v>>32) & mask; (j-home)&mask >= (j-i)&mask {
+			s.table[i].Store(v)
 			i = j
 		}
 	}
-	s.table[i] = 0
+	s.table[i].Store(0)
 }
+
+// near has the processor load what get and the reading of the records will look at, for all of refs at once. It takes no lock and
+// changes nothing: what moves meanwhile is loaded in vain.
+func (c *frameCache) near(refs []Ref) {
+	for _, ref := range refs {
+		h := mix(ref.LSN())
+		s := &c.shards[h&c.mask]
+		prefetch.Line(unsafe.Pointer(&s.table[int(cacheTag(h))&(len(s.table)-1)]))
+	}
+	for _, ref := range refs {
+		h := mix(ref.LSN())
+		s := &c.shards[h&c.mask]
+		tag, mask := cacheTag(h), len(s.table)-1
+		for i := int(tag) & mask; ; i = (i + 1) & mask {
+			v := s.table[i].Load()
+			if v == 0 {
+				break
+			}
+			if uint32(v>>32) != tag {
+				continue
+			}
+			n := uint32(v) - 1
+			if p := s.parts[n/cacheChunk].Load(); p != nil {
+				prefetch.Line(unsafe.Pointer(&p.slots[n%cacheChunk]))
+				rec := p.memory(n)[ref.Offset()%MaxSmallFrame:]
+				for i := 0; i < min(len(rec), nearBytes); i += 64 {
+					prefetch.Line(unsafe.Pointer(&rec[i]))
+				}
+			}
+			break
+		}
+	}
+}
+
+// nearBytes is how much of a record is loaded; behind it the processor sees by itself that bytes are read in order.
+const nearBytes = 192
 
 // get pins the frame at an LSN and returns its bytes; nil if it is not in the cache. The slot must be released.
 func (c *frameCache) get(at LSN) (slot *cacheSlot, raw []byte) {
@@ -152,7 +184,7 @@ func (c *frameCache) get(at LSN) (slot *cacheSlot, raw []byte) {
 	if !ok {
 		return nil, nil
 	}
-	n := uint32(s.table[i]) - 1
+	n := uint32(s.table[i].Load()) - 1
 	slot = s.slot(n)
 	slot.used = true
 	slot.pins.Add(1)
@@ -195,8 +227,8 @@ func (c *frameCache) put(at LSN, m *frameMeta, raw []byte, fresh func() bool) {
 // room finds a free slot, or makes one free. None: all are pinned.
 func (s *cacheShard) room() (uint32, bool) {
 	if s.slots < s.limit {
-		if s.slots == len(s.parts)*cacheChunk {
-			s.parts = append(s.parts, new(cachePart))
+		if s.slots%cacheChunk == 0 {
+			s.parts[s.slots/cacheChunk].Store(new(cachePart))
 		}
 		s.slots++
 		return uint32(s.slots - 1), true

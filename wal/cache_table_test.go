@@ -28,18 +28,18 @@ func TestCacheTable(t *testing.T) {
 					continue
 				}
 				held++
-				if at, ok := s.find(slot.lsn, mix(slot.lsn)); !ok || uint32(s.table[at])-1 != uint32(j) {
+				if at, ok := s.find(slot.lsn, mix(slot.lsn)); !ok || uint32(s.table[at].Load())-1 != uint32(j) {
 					t.Fatalf("seed %d, step %d: the frame at %v is in slot %d, and not found", seed, step, slot.lsn, j)
 				}
 			}
 			entries := 0
-			for _, v := range s.table {
-				if v != 0 {
+			for i := range s.table {
+				if s.table[i].Load() != 0 {
 					entries++
 				}
 			}
-			if held != s.count || held != entries || 2*entries > len(s.table) || len(s.table) > 4*s.limit {
-				t.Fatalf("seed %d, step %d: %d slots hold a frame, counted %d, %d of %d entries", seed, step, held, s.count, entries, len(s.table))
+			if held != entries || 2*entries > len(s.table) {
+				t.Fatalf("seed %d, step %d: %d slots hold a frame, %d of %d entries", seed, step, held, entries, len(s.table))
 			}
 		}
 	}
@@ -54,7 +54,9 @@ func TestCacheTable(t *testing.T) {
 			if slot, _ := c.get(at); slot != nil {
 				pinned = append(pinned, slot)
 			}
-		case n < 60 && len(pinned) > 0:
+		case n < 100: // a hint: whatever it is asked for, it changes nothing
+			c.near([]Ref{MakeRef(at, rng.IntN(MaxSmallFrame)), MakeRef(at+8, 0)})
+		case n < 130 && len(pinned) > 0:
 			pinned[0].release()
 			pinned = pinned[1:]
 		default:

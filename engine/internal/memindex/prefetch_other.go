@@ -1,7 +1,0 @@
-//go:build !amd64 && !arm64
-
-package memindex
-
-const canPrefetch = false
-
-func prefetch(*uint64) {}

@@ -1,0 +1,13 @@
+//go:build amd64 || arm64
+
+package prefetch
+
+import "unsafe"
+
+// Works reports whether Line does anything on this machine.
+const Works = true
+
+// Line begins to load the cache line at p. Any address will do, also one that is nobody's.
+//
+//go:noescape
+func Line(p unsafe.Pointer)
