@@ -26,9 +26,22 @@ func (b *Batch) Put(key, value []byte) {
 	b.end(false)
 }
 
-// PutTTL sets key to value until the expiry, to the millisecond; judged by log time on every node alike.
+// PutTTL sets key to value until the expiry, to the millisecond; judged by log time on every node alike. The zero time
+// means never, as in what GetEntry returns.
 func (b *Batch) PutTTL(key, value []byte, expiry time.Time) {
-	b.putTTL(key, value, expiry.UnixMilli())
+	if expiry.IsZero() {
+		b.Put(key, value)
+		return
+	}
+	b.putTTL(key, value, recordExpiry(expiry))
+}
+
+// recordExpiry is an expiry as a record holds it, where 0 stands for none: the one millisecond of that number moves to the next.
+func recordExpiry(t time.Time) int64 {
+	if ms := t.UnixMilli(); ms != 0 {
+		return ms
+	}
+	return 1
 }
 
 func (b *Batch) putTTL(key, value []byte, expiryMs int64) {
@@ -60,6 +73,11 @@ func (b *Batch) DeleteRange(start, end []byte) {
 
 // end ends the operation that was appended. A batch is urgent while all its operations give space back.
 func (b *Batch) end(givesBack bool) {
+	if len(b.w.Buf) > MaxBatchSize {
+		b.w.Truncate(b.w.Len())
+		b.err = fmt.Errorf("%w: the limit is %d bytes", ErrBatchTooLarge, MaxBatchSize)
+		return
+	}
 	b.w.Urgent = givesBack && (b.w.Urgent || b.w.Len() == 0)
 	b.w.End()
 }
@@ -84,8 +102,6 @@ func (b *Batch) fits(key, value []byte) bool {
 		b.err = fmt.Errorf("%w: %d bytes, the limit is %d", ErrKeyTooLarge, len(key), MaxKeySize)
 	case len(value) > MaxValueSize:
 		b.err = fmt.Errorf("%w: %d bytes, the limit is %d", ErrValueTooLarge, len(value), MaxValueSize)
-	case len(b.w.Buf)+len(key)+len(value)+32 > MaxBatchSize:
-		b.err = fmt.Errorf("%w: the limit is %d bytes", ErrBatchTooLarge, MaxBatchSize)
 	}
 	return b.err == nil
 }

@@ -212,6 +212,9 @@ func (db *DB) becomeLeader(asked *Options) error {
 	m.mu.Unlock()
 	if !clean {
 		e := max(db.log.Epoch(), db.log.Promised()) // never one again whose record was lost
+		if e.Term() == wal.MaxTerm && e.Restart() == wal.MaxRestart {
+			return fmt.Errorf("start epoch after an unclean stop: %w: none is above %v", wal.ErrEpoch, e)
+		}
 		var err error
 		if end, err = db.log.StartEpoch(e.NextRestart(), m.rule); err != nil {
 			return fmt.Errorf("start epoch after an unclean stop: %w", err)

@@ -38,7 +38,7 @@ var (
 	ErrLeaseLost = errors.New("engine: the lease to lead has run out")
 	// ErrLoading is returned for reads while what was recovered, or copied so far, may not be shown yet.
 	ErrLoading = errors.New("engine: loading")
-	// ErrTrimmed is returned by Changes for a position below the tail of the log.
+	// ErrTrimmed is returned by Changes and Outcome for a position below the tail of the log.
 	ErrTrimmed = wal.ErrTrimmed
 	// ErrSnapshotTooOld is returned by reads of a snapshot, and of its iterators, when the log has given up what it may show.
 	ErrSnapshotTooOld = errors.New("engine: snapshot too old")
@@ -48,7 +48,7 @@ var (
 	ErrNoQuorum = errors.New("engine: too few promises to lead")
 	// ErrNotLeader is returned by Open for a directory whose log belongs to another leader.
 	ErrNotLeader = errors.New("engine: the log belongs to another leader; open it as a follower")
-	// ErrClosed is returned after Close.
+	// ErrClosed is returned after Close, of the database, the snapshot or the iterator that is used.
 	ErrClosed = errors.New("engine: database closed")
 	// ErrInvalidOption is returned for options and arguments that make no sense.
 	ErrInvalidOption = errors.New("engine: invalid option")
@@ -70,9 +70,10 @@ var errIndexFull = fmt.Errorf("%w: the index cannot be written, and has outgrown
 // It matches ErrUnknownOutcome, and whatever ended the wait (context.DeadlineExceeded, ErrPoisoned...).
 type OutcomeError struct {
 	Position wal.Position // where the write ends in the log; zero: it had not got there when the wait ended
-	Cause    error
+	Cause    error        // what ended the wait
 }
 
+// Error implements error.
 func (e *OutcomeError) Error() string {
 	if e.Position == (wal.Position{}) {
 		return fmt.Sprintf("%v: %v", ErrUnknownOutcome, e.Cause)

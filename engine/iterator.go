@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"errors"
+	"fmt"
 
 	"shiplog/engine/internal/memindex"
 	"shiplog/wal"
@@ -30,6 +31,7 @@ type Iterator struct {
 	reverse bool
 	size    int // entries asked for next: small at first, for seeks
 	valid   bool
+	closed  bool
 	err     error
 
 	bufs   scanBufs
@@ -95,6 +97,9 @@ func (it *Iterator) seek(lo, hi []byte, loOpen, reverse bool) bool {
 // load fetches the chunk at one end of (lo, hi) and moves to its first live entry.
 func (it *Iterator) load(lo, hi []byte, loOpen, reverse bool) bool {
 	it.valid, it.loaded = false, false
+	if it.closed && it.err == nil {
+		it.err = fmt.Errorf("%w: the iterator", ErrClosed)
+	}
 	if it.err != nil || hi != nil && bytes.Compare(lo, hi) >= 0 {
 		return false
 	}
@@ -188,8 +193,13 @@ func (it *Iterator) Prev() bool {
 // Valid reports whether the iterator stands on a key.
 func (it *Iterator) Valid() bool { return it.valid }
 
-// Key is the current key, valid until the next positioning call.
-func (it *Iterator) Key() []byte { return it.chunk.Key(it.at) }
+// Key is the current key, valid until the next positioning call; nil where Valid is false.
+func (it *Iterator) Key() []byte {
+	if !it.valid {
+		return nil
+	}
+	return it.chunk.Key(it.at)
+}
 
 // Value is the current value, verified and copied out of the log, valid until the next positioning
 // call. After a failed read it is nil, Err tells why, and Valid is false.
@@ -248,9 +258,10 @@ func (it *Iterator) prefetch() {
 // Err is the first error that the iterator met. The end of the keys is none.
 func (it *Iterator) Err() error { return it.err }
 
-// Close releases the iterator and, if it made one, its snapshot. It returns Err.
+// Close releases the iterator and, if it made one, its snapshot. It returns Err. It may be called more than once; an iterator that is
+// positioned after it answers ErrClosed.
 func (it *Iterator) Close() error {
-	it.valid = false
+	it.valid, it.closed = false, true
 	it.ahead.end()
 	if it.owned {
 		it.snap.Close()

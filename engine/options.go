@@ -170,6 +170,9 @@ func (o *Options) withDefaults() (Options, error) {
 			bad("voter name %q is empty or given twice", name)
 		}
 		seen[name] = true
+		if len(name) > wal.MaxName {
+			bad("voter name of %d bytes, at most %d are possible", len(name), wal.MaxName)
+		}
 	}
 	if len(c.Voters) > 0 && c.Commit.synchronous() && c.Commit.N() > len(c.Voters) {
 		bad("rule %v with only %d voters", c.Commit, len(c.Voters))

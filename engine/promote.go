@@ -291,8 +291,11 @@ func (b *ballot) elect(ctx context.Context, force bool) (*Candidacy, error) {
 	}
 	again()
 	for range electAttempts {
-		e := max(log.Epoch(), log.Promised()).NextTerm()
-		e, err := b.db.grantedTerm(ctx, e)
+		e := max(log.Epoch(), log.Promised())
+		if e.Term() == wal.MaxTerm {
+			return nil, fmt.Errorf("promote: %w: no term is above that of %v", wal.ErrEpoch, e)
+		}
+		e, err := b.db.grantedTerm(ctx, e.NextTerm())
 		if err != nil {
 			return nil, err
 		}

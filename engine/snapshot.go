@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"shiplog/engine/internal/memindex"
@@ -17,7 +18,8 @@ type Snapshot struct {
 	at   wal.LSN
 	tail wal.LSN // of the log when the snapshot was taken: all that it shows lies at or above it
 	now  int64   // log time: what has expired by then is not in the snapshot
-	once sync.Once
+
+	closed atomic.Bool
 }
 
 // Snapshot pins the state that is visible now. It must be closed.
@@ -84,9 +86,11 @@ func (s *Snapshot) Position() Position { return s.db.position(s.at) }
 // Now is the log time by which the snapshot judges what has expired.
 func (s *Snapshot) Now() time.Time { return time.UnixMilli(s.now) }
 
-// Close releases the pin. It may be called more than once.
+// Close releases the pin. It may be called more than once. Reads after it answer ErrClosed.
 func (s *Snapshot) Close() {
-	s.once.Do(func() { s.db.pins.drop(s.at) })
+	if !s.closed.Swap(true) {
+		s.db.pins.drop(s.at)
+	}
 }
 
 // String describes the snapshot in logs.
@@ -136,8 +140,11 @@ func (p *pins) drop(lsn wal.LSN) {
 	}
 }
 
-// lost answers ErrSnapshotTooOld once the log has lost what the snapshot may show.
+// lost answers ErrSnapshotTooOld once the log has lost what the snapshot may show, and ErrClosed once it is not held any more.
 func (s *Snapshot) lost() error {
+	if s.closed.Load() {
+		return fmt.Errorf("%w: the snapshot", ErrClosed)
+	}
 	if s.tail < s.db.idx.Tail() {
 		return fmt.Errorf("%w: it was taken when the log began at %v, now it begins at %v", ErrSnapshotTooOld, s.tail, s.db.idx.Tail())
 	}

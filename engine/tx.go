@@ -258,9 +258,12 @@ func (tx *Tx) Put(key, value []byte) error {
 	return tx.write(Record{Op: OpPut, Key: key, Value: value})
 }
 
-// PutTTL sets key to value until the expiry, to the millisecond.
+// PutTTL sets key to value until the expiry, to the millisecond. The zero time means never.
 func (tx *Tx) PutTTL(key, value []byte, expiry time.Time) error {
-	return tx.write(Record{Op: OpPutTTL, Key: key, Value: value, Expiry: expiry.UnixMilli()})
+	if expiry.IsZero() {
+		return tx.Put(key, value)
+	}
+	return tx.write(Record{Op: OpPutTTL, Key: key, Value: value, Expiry: recordExpiry(expiry)})
 }
 
 // Delete removes key.
