@@ -61,6 +61,8 @@ func (db *DB) SetElectorate(e Electorate) {
 // acknowledged write. What the furthest of them has and this node lacks is copied. The epoch's record is durable on return; nothing is
 // visible beyond what was committed before, and reads answer ErrLoading, until the rule holds for it. ErrNoQuorum: too few have
 // promised, or this node is no voter. Under a rule that asks no followers there is no such quorum: the furthest of those that answer counts. A leader that is not fenced stays what it is.
+//
+// Without SetElectorate nobody is asked, which is enough where this node's own promise is; and whoever feeds this node stops that before.
 func (db *DB) Promote(ctx context.Context) error {
 	_, err := db.PromoteWith(ctx, PromoteOptions{})
 	return err
