@@ -249,7 +249,8 @@ func (n *modelNode) do(o modelOp) {
 			n.m = next
 			return
 		case err == nil || !maps.Equal(got, n.m):
-			n.t.Fatalf("%+v: after a crash there are %d keys, which is neither the state before a write nor behind it; acknowledged: %v", n.opts, len(got), err == nil)
+			n.t.Fatalf("%+v: after a crash there are %d keys, which is neither the state before a write nor behind it (%v); it differs from that before in %s; from that behind in %s",
+				n.opts, len(got), err, difference(got, n.m), difference(got, next))
 		}
 	}
 }

@@ -28,7 +28,7 @@ const (
 // HistoryEntry is one epoch of a history.
 type HistoryEntry struct {
 	Epoch  Epoch
-	Start  LSN // of the epoch record
+	Start  LSN // of the epoch record; of the epoch in which the log's first byte was written, no more than its tail
 	ID     HistoryID
 	Leader NodeID
 }
