@@ -50,6 +50,19 @@ func (o *histOp) String() string {
 	return s + fmt.Sprintf(" finds %q", o.seen)
 }
 
+// writes reports whether an operation that was acknowledged has written something.
+func (o *histOp) writes() bool {
+	switch o.kind {
+	case histRead:
+		return false
+	case histAbsent:
+		return o.seen == ""
+	case histDelete:
+		return o.seen != ""
+	}
+	return true
+}
+
 // histSample is what a node showed of all keys at once, and how much was visible there before and after.
 type histSample struct {
 	client, node, run int // run: which process of the node
@@ -85,7 +98,7 @@ func (h *history) add(o histOp) {
 		if o.kind == histDelete {
 			h.stuck[o.key] = true
 		}
-	} else if o.kind != histRead {
+	} else if o.writes() {
 		h.acked = append(h.acked, o.call)
 	}
 	h.ops = append(h.ops, o)
@@ -258,13 +271,12 @@ func (h *history) inLog(log []histWritten) (wrong []string) {
 		}
 		written := o.key + "=" + o.value
 		known[written] = true
-		n, least := times[written], 1
-		if o.unknown || o.kind == histAbsent && o.seen != "" {
+		n, least, most := times[written], 1, 1
+		switch {
+		case o.unknown:
 			least = 0
-		}
-		most := 1
-		if o.kind == histAbsent && !o.unknown && o.seen != "" {
-			most = 0
+		case !o.writes():
+			least, most = 0, 0
 		}
 		if n < least || n > most {
 			wrong = append(wrong, fmt.Sprintf("%v is %d times in the log", &o, n))

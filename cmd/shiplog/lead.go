@@ -282,8 +282,15 @@ type candidacy struct {
 	Committed uint64   `json:"committed_lsn"`
 }
 
-// Promote implements httpd.Control.
+// Promote implements httpd.Control. A node that is starting may take itself for the leader that it was, until it has asked the others.
 func (n *node) Promote(ctx context.Context, force, dry bool) (any, error) {
+	if n.joined != nil {
+		select {
+		case <-n.joined:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("promote: the node is starting: %w", ctx.Err())
+		}
+	}
 	c, err := n.promote(ctx, engine.PromoteOptions{Force: force, DryRun: dry})
 	if c == nil || err != nil {
 		return nil, err

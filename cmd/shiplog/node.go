@@ -31,6 +31,7 @@ type node struct {
 	clients  func() resp.Stats
 	dial     func(ctx context.Context, addr string) (net.Conn, error) // how other nodes are reached; nil: TCP, with TLS where configured
 
+	joined  chan struct{} // closed once the node knows its role; nil: it does
 	repairs repairer
 
 	lease    *membership // nil: roles change by hand

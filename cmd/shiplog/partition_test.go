@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
@@ -33,41 +34,45 @@ func TestPartitions(t *testing.T) {
 			to(n)
 		}
 	}
+	t.Log("seed", seed)
 	for _, leased := range []bool{true, false} {
 		if testing.Short() && leased != (seed%2 == 0) {
 			continue
 		}
 		t.Run(fmt.Sprintf("leased=%v", leased), func(t *testing.T) {
-			t.Parallel()    // mostly it waits
+			t.Parallel() // mostly it waits
+			menu := slices.DeleteFunc(netFaults(), func(f netFault) bool {
+				return f.leased && !leased || !strings.Contains(f.name, os.Getenv("SHIPLOG_FAULT"))
+			})
 			sub := 2 * seed // another schedule for each kind
 			if leased {
 				sub++
 			}
+			rand.New(rand.NewPCG(sub, 19)).Shuffle(len(menu), func(i, j int) { menu[i], menu[j] = menu[j], menu[i] })
 			const most = 12 // faults of one group: its log is kept, and its histories, until the end
 			total := map[string]int{}
 			for done := 0; done < faults; done += most {
-				runPartitions(t, sub+uint64(done), leased, min(most, faults-done), total)
+				var next []netFault
+				for i := done; i < min(done+most, faults); i++ {
+					next = append(next, menu[i%len(menu)])
+				}
+				runPartitions(t, sub+uint64(done), leased, next, total)
 			}
 			var lines []string
 			for _, k := range slices.Sorted(maps.Keys(total)) {
 				lines = append(lines, fmt.Sprintf("%8d %s", total[k], k))
 			}
-			t.Logf("seed %d:\n%s", seed, strings.Join(lines, "\n"))
+			t.Logf("%s", strings.Join(lines, "\n"))
 		})
 	}
 }
 
-// runPartitions takes one group through so many faults.
-func runPartitions(t *testing.T, seed uint64, leased bool, rounds int, total map[string]int) {
+// runPartitions takes one group through faults.
+func runPartitions(t *testing.T, seed uint64, leased bool, faults []netFault, total map[string]int) {
 	t.Helper()
-	t.Log("seed", seed)
 	g := newNetGroup(t, seed, leased)
-	menu := slices.DeleteFunc(netFaults(), func(f netFault) bool {
-		return f.leased && !leased || !strings.Contains(f.name, os.Getenv("SHIPLOG_FAULT"))
-	})
 	var histories []*history
-	for round := range rounds {
-		f := menu[g.rng.IntN(len(menu))]
+	for round, f := range faults {
 		h := g.round(round, f)
 		total["fault: "+f.name]++
 		total["histories of a key"] += len(h.keys)
@@ -186,6 +191,9 @@ func (g *netGroup) between(p *process, l nettest.Link) {
 func (g *netGroup) halt(p *process) (resume func()) {
 	g.t.Helper()
 	send(g.t, p, syscall.SIGSTOP)
+	if _, err := syscall.Wait4(p.cmd.Process.Pid, nil, syscall.WUNTRACED, nil); err != nil { // until it has stopped
+		g.t.Fatal(err)
+	}
 	return func() { send(g.t, p, syscall.SIGCONT) }
 }
 

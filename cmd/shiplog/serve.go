@@ -90,7 +90,7 @@ func serve(ctx context.Context, cfg *config.Node) error {
 		ports.close()
 		return err
 	}
-	n := &node{cfg: cfg, db: db, lease: lease, log: cfg.Logger, started: time.Now(), respAddr: ports.resp.Addr().String()}
+	n := &node{cfg: cfg, db: db, lease: lease, log: cfg.Logger, started: time.Now(), respAddr: ports.resp.Addr().String(), joined: make(chan struct{})}
 	if ports.ship != nil {
 		n.shipAddr = ports.ship.Addr().String()
 	}
@@ -136,6 +136,7 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 	if err := n.join(ctx); err != nil {
 		return err
 	}
+	close(n.joined)
 	watched, stopWatch := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { n.watch(watched) }) // ended by stopWatch

@@ -371,13 +371,17 @@ func (l *link) run() {
 				return
 			}
 		}
-		l.mu.Lock()
-		cut := l.set.Cut
-		l.mu.Unlock()
-		if cut {
-			l.n.cut.Add(1)
-			continue
-		}
-		l.deliver(p.data)
+		l.arrive(p.data)
 	}
+}
+
+// arrive delivers a packet that was on its way, unless the link was cut meanwhile.
+func (l *link) arrive(p []byte) {
+	l.mu.Lock() // once a link is cut nothing arrives
+	defer l.mu.Unlock()
+	if l.set.Cut {
+		l.n.cut.Add(1)
+		return
+	}
+	l.deliver(p)
 }
