@@ -15,6 +15,7 @@ import (
 
 	"shiplog/engine"
 	"shiplog/ship"
+	"shiplog/ship/nettest"
 	"shiplog/wal"
 )
 
@@ -35,19 +36,22 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// secret is what nodes prove to each other.
+var secret = []byte("of a benchmark, for nobody")
+
 // childMain runs a node until standard input ends.
 func childMain(do []string) error {
 	switch do[0] {
 	case "leader":
-		return childLeader(do[1], do[2], do[3], do[4])
+		return childLeader(do[1], do[2], do[3], do[4], do[5])
 	case "follower":
 		return childFollower(do[1], do[2])
 	}
 	return errors.New("unknown")
 }
 
-// child starts this program again as a node and returns the first line that it prints. It ends with the test.
-func child(tb testing.TB, do ...string) []string {
+// child starts this program again as a node, on a host of a test's network or, where that is nil, here, and returns the first line that it prints. It ends with the test.
+func child(tb testing.TB, host *nettest.Host, do ...string) []string {
 	tb.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -64,7 +68,11 @@ func child(tb testing.TB, do ...string) []string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if host != nil {
+		start = func() error { return host.Start(cmd) }
+	}
+	if err := start(); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
@@ -80,8 +88,8 @@ func child(tb testing.TB, do ...string) []string {
 }
 
 // childLeader fills a log, ships it, and sends it as it is to whoever connects to a second address. size is how many bytes
-// of log it makes, of values of so many bytes, packed or not. It prints both addresses, the log's end and the number of records.
-func childLeader(dir, size, value, packed string) error {
+// of log it makes, of values of so many bytes, packed or not. It listens on an IP address, and prints both addresses, the log's end and the number of records.
+func childLeader(dir, size, value, packed, ip string) error {
 	wanted, err := strconv.ParseUint(size, 10, 64)
 	if err != nil {
 		return err
@@ -114,15 +122,15 @@ func childLeader(dir, size, value, packed string) error {
 	if _, err := db.Commit(context.Background(), batch, engine.Durable); err != nil {
 		return err
 	}
-	leader, err := ship.NewLeader(db, nil)
+	leader, err := ship.NewLeader(db, &ship.LeaderOptions{Secret: secret})
 	if err != nil {
 		return err
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := net.Listen("tcp", ip+":0")
 	if err != nil {
 		return err
 	}
-	bare, err := net.Listen("tcp", "127.0.0.1:0")
+	bare, err := net.Listen("tcp", ip+":0")
 	if err != nil {
 		return err
 	}
@@ -157,7 +165,7 @@ func childFollower(dir, addr string) error {
 	if err != nil {
 		return err
 	}
-	f, err := ship.NewFollower(db, &ship.FollowerOptions{Upstream: addr, Name: "f"})
+	f, err := ship.NewFollower(db, &ship.FollowerOptions{Upstream: addr, Name: "f", Secret: secret})
 	if err != nil {
 		return err
 	}

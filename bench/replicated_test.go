@@ -10,21 +10,28 @@ import (
 
 	"shiplog/engine"
 	"shiplog/ship"
+	"shiplog/ship/nettest"
 )
 
 // startPair opens a leader here under a rule, with a follower in another process that has caught up.
 func startPair(b *testing.B, rule engine.Level) *engine.DB {
 	b.Helper()
-	db := open(b, &engine.Options{Commit: rule, TooFew: engine.Block, CommitTimeout: time.Minute})
-	leader, err := ship.NewLeader(db, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	db.OnAppend(leader.Push)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
+	return startPairOn(b, ln, nil, rule)
+}
+
+// startPairOn is startPair with a listener of the leader's, and a host for the follower; nil: here.
+func startPairOn(b *testing.B, ln net.Listener, host *nettest.Host, rule engine.Level) *engine.DB {
+	b.Helper()
+	db := open(b, &engine.Options{Commit: rule, TooFew: engine.Block, CommitTimeout: time.Minute})
+	leader, err := ship.NewLeader(db, &ship.LeaderOptions{Secret: secret})
+	if err != nil {
+		b.Fatal(err)
+	}
+	db.OnAppend(leader.Push)
 	served := make(chan error, 1)
 	go func() { served <- leader.Serve(ln) }() // ended by Shutdown
 	b.Cleanup(func() {
@@ -38,7 +45,7 @@ func startPair(b *testing.B, rule engine.Level) *engine.DB {
 			b.Error(err)
 		}
 	})
-	child(b, "follower", b.TempDir(), ln.Addr().String())
+	child(b, host, "follower", b.TempDir(), ln.Addr().String())
 	if err := db.Put([]byte("first"), nil); err != nil {
 		b.Fatal(err)
 	}

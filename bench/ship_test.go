@@ -15,12 +15,14 @@ import (
 
 	"shiplog/engine"
 	"shiplog/ship"
+	"shiplog/ship/nettest"
 	"shiplog/wal"
 )
 
 // source is a leader in a process of its own.
 type source struct {
-	addr, bare string // it ships; it sends the bytes of its log
+	addr, bare string        // it ships; it sends the bytes of its log
+	from       *nettest.Host // where it is reached from; nil: here
 	end        wal.LSN
 	records    float64
 }
@@ -28,7 +30,17 @@ type source struct {
 // startSource starts a leader with a log of about size bytes.
 func startSource(b *testing.B, size int64, valueSize int, packed string) source {
 	b.Helper()
-	said := child(b, "leader", b.TempDir(), strconv.FormatInt(size, 10), strconv.Itoa(valueSize), packed)
+	return startSourceOn(b, nil, nil, size, valueSize, packed)
+}
+
+// startSourceOn is startSource on a host of a test's network, for followers on another.
+func startSourceOn(b *testing.B, host, from *nettest.Host, size int64, valueSize int, packed string) source {
+	b.Helper()
+	ip := "127.0.0.1"
+	if host != nil {
+		ip = host.IP
+	}
+	said := child(b, host, "leader", b.TempDir(), strconv.FormatInt(size, 10), strconv.Itoa(valueSize), packed, ip)
 	if len(said) != 4 {
 		b.Fatal(said)
 	}
@@ -40,12 +52,20 @@ func startSource(b *testing.B, size int64, valueSize int, packed string) source 
 	if err != nil {
 		b.Fatal(err)
 	}
-	return source{said[0], said[1], wal.LSN(end), records}
+	return source{said[0], said[1], from, wal.LSN(end), records}
+}
+
+func (s source) dial(ctx context.Context, addr string) (net.Conn, error) {
+	if s.from != nil {
+		return s.from.DialContext(ctx, "tcp", addr)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", addr)
 }
 
 // receiveBare takes the bytes of the source's log over a bare connection and drops them.
 func (s source) receiveBare(b *testing.B) {
-	c, err := net.Dial("tcp", s.bare)
+	c, err := s.dial(context.Background(), s.bare)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -122,7 +142,9 @@ func (s source) follow(b *testing.B, dir string, apply bool) (c catchUp) {
 		}
 		node, closeNode = logNode{log}, log.Close
 	}
-	f, err := ship.NewFollower(node, &ship.FollowerOptions{Upstream: s.addr, Observer: true})
+	f, err := ship.NewFollower(node, &ship.FollowerOptions{
+		Observer: true, Secret: secret, Dial: func(ctx context.Context) (net.Conn, error) { return s.dial(ctx, s.addr) },
+	})
 	if err != nil {
 		b.Fatal(err)
 	}
