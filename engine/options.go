@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -186,14 +187,14 @@ func (o *Options) withDefaults() (Options, error) {
 	if c.Commit == Default {
 		c.Commit = Durable
 	}
-	orDefault(&c.DegradeAfter, defaultDegradeAfter)
-	orDefault(&c.CommitTimeout, defaultCommitTimeout)
-	orDefault(&c.MaxPending, defaultMaxPending)
-	orDefault(&c.MemIndexSize, defaultMemIndexSize)
-	orDefault(&c.CacheSize, defaultCacheSize)
-	orDefault(&c.SpaceFactor, defaultSpaceFactor)
-	orDefault(&c.MaxPinned, defaultMaxPinned)
-	orDefault(&c.FlushInterval, defaultFlushInterval)
+	c.DegradeAfter = cmp.Or(c.DegradeAfter, defaultDegradeAfter)
+	c.CommitTimeout = cmp.Or(c.CommitTimeout, defaultCommitTimeout)
+	c.MaxPending = cmp.Or(c.MaxPending, defaultMaxPending)
+	c.MemIndexSize = cmp.Or(c.MemIndexSize, defaultMemIndexSize)
+	c.CacheSize = cmp.Or(c.CacheSize, defaultCacheSize)
+	c.SpaceFactor = cmp.Or(c.SpaceFactor, defaultSpaceFactor)
+	c.MaxPinned = cmp.Or(c.MaxPinned, defaultMaxPinned)
+	c.FlushInterval = cmp.Or(c.FlushInterval, defaultFlushInterval)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -201,11 +202,4 @@ func (o *Options) withDefaults() (Options, error) {
 		c.FS = vfs.OS
 	}
 	return c, nil
-}
-
-func orDefault[T comparable](v *T, def T) {
-	var zero T
-	if *v == zero {
-		*v = def
-	}
 }

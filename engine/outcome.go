@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"shiplog/wal"
 )
 
 // Outcome is what has become of a write.
@@ -64,19 +62,6 @@ func (db *DB) WaitApplied(ctx context.Context, p Position) error {
 	})
 }
 
-// WaitLevel returns once level l holds for everything up to p on this leader; the rule holds too.
-func (db *DB) WaitLevel(ctx context.Context, p Position, l Level) error {
-	if err := l.Validate(); err != nil {
-		return err
-	}
-	return db.waitMarks(ctx, func() (bool, error) {
-		if err := db.checkLineage(p); err != nil {
-			return false, err
-		}
-		return db.marks.holds(p.LSN, l), nil
-	})
-}
-
 // waitMarks asks ready after each change of the marks, and returns once it says yes or fails.
 func (db *DB) waitMarks(ctx context.Context, ready func() (bool, error)) error {
 	for {
@@ -93,13 +78,6 @@ func (db *DB) waitMarks(ctx context.Context, ready func() (bool, error)) error {
 			return ctx.Err()
 		}
 	}
-}
-
-// holds reports whether end is visible and level l holds there.
-func (m *marks) holds(end wal.LSN, l Level) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.visibleLSN() >= end && m.levelHolds(&waiter{end: end, level: l})
 }
 
 // CountReached counts the connected followers, voters or not, that have confirmed everything up to p

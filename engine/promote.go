@@ -372,23 +372,12 @@ func (db *DB) BatchEnd() wal.LSN {
 
 // waitIndexed waits until everything in the log that is complete is in the index.
 func (db *DB) waitIndexed(ctx context.Context) error {
-	for {
-		changed := db.marks.change()
+	return db.waitMarks(ctx, func() (bool, error) {
 		if err := db.applyErr.Load(); err != nil {
-			return *err
+			return false, *err
 		}
-		if db.marks.indexedLSN() >= db.BatchEnd() {
-			return nil
-		}
-		if db.closed.Load() {
-			return ErrClosed
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+		return db.marks.indexedLSN() >= db.BatchEnd(), nil
+	})
 }
 
 // takeLead begins the epoch and the leader's work.

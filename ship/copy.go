@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"time"
 
 	"shiplog/wal"
@@ -37,23 +36,12 @@ func Copy(ctx context.Context, addr string, o *CallOptions, r *CopyRequest) ([]b
 }
 
 func copyFrom(ctx context.Context, addr string, o *CallOptions, r *CopyRequest) ([]byte, error) {
-	f := FollowerOptions{Upstream: addr, Secret: o.Secret, Insecure: o.Insecure, TLS: o.TLS, Random: o.Random}
-	if o.Dial != nil {
-		f.Dial = func(ctx context.Context) (net.Conn, error) { return o.Dial(ctx, addr) }
-	}
-	opts, err := f.withDefaults()
+	c, opts, hangUp, err := o.dial(ctx, addr)
 	if err != nil {
 		return nil, err
 	}
-	nc, err := dialUpstream(ctx, &opts)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = nc.Close() }() // nothing is left to be sent
-	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
-	defer stop()
-	c := newConn(nc, opts.Timeout)
-	if err := nc.SetDeadline(time.Now().Add(opts.HandshakeTimeout)); err != nil {
+	defer hangUp() // nothing is left to be sent
+	if err := c.nc.SetDeadline(time.Now().Add(opts.HandshakeTimeout)); err != nil {
 		return nil, ioError("handshake", err)
 	}
 	if err := c.handshake(Dialer, opts.Secret, opts.Random); err != nil {
@@ -72,7 +60,7 @@ func copyFrom(ctx context.Context, addr string, o *CallOptions, r *CopyRequest) 
 	if j.Empty {
 		*j = Join{Database: r.Database, Role: RoleObserver, LogOnly: true, Node: j.Node, Empty: true}
 	}
-	if _, err := nc.Write(c.appendMessage(nil, j)); err != nil {
+	if _, err := c.nc.Write(c.appendMessage(nil, j)); err != nil {
 		return nil, ioError("send join", err)
 	}
 	_, m, err := c.next()
@@ -92,7 +80,7 @@ func copyFrom(ctx context.Context, addr string, o *CallOptions, r *CopyRequest) 
 	if err := c.start(opts.Timeout); err != nil {
 		return nil, err
 	}
-	return c.collect(r.From, r.To, &opts)
+	return c.collect(r.From, r.To, opts)
 }
 
 // collect receives the bytes of [from, to), or up to what the upstream has committed.

@@ -140,23 +140,12 @@ type CallOptions struct {
 // Ask sends one [Call] to the node that serves followers at addr and returns its answer. It ends with ctx. An *[Error] is the other
 // node's refusal.
 func Ask(ctx context.Context, addr string, o *CallOptions, c *Call) (*Vote, error) {
-	f := FollowerOptions{Upstream: addr, Secret: o.Secret, Insecure: o.Insecure, TLS: o.TLS, Random: o.Random}
-	if o.Dial != nil {
-		f.Dial = func(ctx context.Context) (net.Conn, error) { return o.Dial(ctx, addr) }
-	}
-	opts, err := f.withDefaults()
-	if err != nil {
-		return nil, err
-	}
-	nc, err := dialUpstream(ctx, &opts)
+	conn, opts, hangUp, err := o.dial(ctx, addr)
 	if err != nil {
 		return nil, fmt.Errorf("ship: dial %s: %w", addr, err)
 	}
-	defer func() { _ = nc.Close() }() // one answer: nothing is left to be sent
-	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
-	defer stop()
-	conn := newConn(nc, opts.Timeout)
-	m, err := conn.ask(c, &opts)
+	defer hangUp() // one answer: nothing is left to be sent
+	m, err := conn.ask(c, opts)
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
@@ -170,6 +159,23 @@ func Ask(ctx context.Context, addr string, o *CallOptions, c *Call) (*Vote, erro
 		return nil, fmt.Errorf("ship: ask %s: %w", addr, m.err())
 	}
 	return nil, fmt.Errorf("ship: ask %s: %w", addr, refuse(CodeProtocol, "want a vote or a refusal"))
+}
+
+// dial connects to the node that serves followers at addr. The connection ends with ctx, or by hangUp.
+func (o *CallOptions) dial(ctx context.Context, addr string) (c *conn, opts *FollowerOptions, hangUp func(), err error) {
+	f := FollowerOptions{Upstream: addr, Secret: o.Secret, Insecure: o.Insecure, TLS: o.TLS, Random: o.Random}
+	if o.Dial != nil {
+		f.Dial = func(ctx context.Context) (net.Conn, error) { return o.Dial(ctx, addr) }
+	}
+	if f, err = f.withDefaults(); err != nil {
+		return nil, nil, nil, err
+	}
+	nc, err := dialUpstream(ctx, &f)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
+	return newConn(nc, f.Timeout), &f, func() { stop(); _ = nc.Close() }, nil
 }
 
 func (c *conn) ask(call *Call, o *FollowerOptions) (Message, error) {

@@ -1,6 +1,7 @@
 package ship
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -90,26 +91,19 @@ type FollowerOptions struct {
 	Logger *slog.Logger   // nil: discards
 }
 
-func orDefault[T comparable](p *T, d T) {
-	var zero T
-	if *p == zero {
-		*p = d
-	}
-}
-
 // withDefaults returns a copy of o with defaults filled in, or an error that reports everything that is wrong.
 func (o *LeaderOptions) withDefaults() (LeaderOptions, error) {
 	var r LeaderOptions
 	if o != nil {
 		r = *o
 	}
-	orDefault(&r.Heartbeat, DefaultHeartbeat)
-	orDefault(&r.Timeout, DefaultTimeout)
-	orDefault(&r.HandshakeTimeout, DefaultHandshakeTimeout)
-	orDefault(&r.Pace, DefaultPace)
-	orDefault(&r.MaxPeers, DefaultMaxPeers)
-	orDefault(&r.MaxHandshakes, DefaultMaxHandshakes)
-	orDefault(&r.Logger, slog.New(slog.DiscardHandler))
+	r.Heartbeat = cmp.Or(r.Heartbeat, DefaultHeartbeat)
+	r.Timeout = cmp.Or(r.Timeout, DefaultTimeout)
+	r.HandshakeTimeout = cmp.Or(r.HandshakeTimeout, DefaultHandshakeTimeout)
+	r.Pace = cmp.Or(r.Pace, DefaultPace)
+	r.MaxPeers = cmp.Or(r.MaxPeers, DefaultMaxPeers)
+	r.MaxHandshakes = cmp.Or(r.MaxHandshakes, DefaultMaxHandshakes)
+	r.Logger = cmp.Or(r.Logger, slog.New(slog.DiscardHandler))
 	if r.Now == nil {
 		r.Now = time.Now
 	}
@@ -130,13 +124,13 @@ func (o *FollowerOptions) withDefaults() (FollowerOptions, error) {
 	if o != nil {
 		r = *o
 	}
-	orDefault(&r.Timeout, DefaultTimeout)
-	orDefault(&r.HandshakeTimeout, DefaultHandshakeTimeout)
-	orDefault(&r.SyncDelay, DefaultSyncDelay)
-	orDefault(&r.SyncBytes, DefaultSyncBytes)
-	orDefault(&r.BackoffMin, DefaultBackoffMin)
-	orDefault(&r.BackoffMax, DefaultBackoffMax)
-	orDefault(&r.Logger, slog.New(slog.DiscardHandler))
+	r.Timeout = cmp.Or(r.Timeout, DefaultTimeout)
+	r.HandshakeTimeout = cmp.Or(r.HandshakeTimeout, DefaultHandshakeTimeout)
+	r.SyncDelay = cmp.Or(r.SyncDelay, DefaultSyncDelay)
+	r.SyncBytes = cmp.Or(r.SyncBytes, DefaultSyncBytes)
+	r.BackoffMin = cmp.Or(r.BackoffMin, DefaultBackoffMin)
+	r.BackoffMax = cmp.Or(r.BackoffMax, DefaultBackoffMax)
+	r.Logger = cmp.Or(r.Logger, slog.New(slog.DiscardHandler))
 	errs := []error{validName("name", r.Name), validName("address", r.Addr)}
 	heartbeat := r.Heartbeat
 	if heartbeat == 0 {

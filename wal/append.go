@@ -562,6 +562,17 @@ func (l *Log) takeAhead() {
 	l.ahead = nil
 }
 
+// dropNext removes the files that are prepared behind the tip. mu is held.
+func (l *Log) dropNext() error {
+	l.takeAhead()
+	p := l.next
+	l.next = nil
+	if p == nil {
+		return nil
+	}
+	return p.discard(l.opts.FS)
+}
+
 // roll seals the tip and begins the next segment. Everything through the seal is durable before the next header is
 // written. mu is held, nothing is packed.
 func (l *Log) roll(now int64) error {

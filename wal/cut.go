@@ -146,25 +146,18 @@ func (l *Log) Truncate(to LSN) error {
 	if err := l.releaseAll(); err != nil {
 		return err
 	}
-	if to < l.Tail()+HeaderSize || to > l.cur.at {
-		return fmt.Errorf("%w: cut back to %v, the log is [%v, %v)", ErrNotBoundary, to, l.Tail(), l.cur.at)
-	}
-	if err := l.dirty(); err != nil {
+	cur, err := l.cuttable(to)
+	if err != nil {
 		return err
 	}
-	cur, err := l.cursorAt(to)
-	if err != nil {
+	if err := l.dirty(); err != nil {
 		return err
 	}
 	if err := l.saveDiverged(to); err != nil {
 		return err
 	}
-	l.takeAhead()
-	if l.next != nil {
-		if err := l.next.discard(l.opts.FS); err != nil {
-			return err
-		}
-		l.next = nil
+	if err := l.dropNext(); err != nil {
+		return err
 	}
 	l.generation.Add(1)
 	if l.cache != nil {
@@ -235,18 +228,19 @@ func (l *Log) CanTruncate(to LSN) error {
 	if l.tip == nil {
 		return ErrNoDatabase
 	}
-	return l.canTruncate(to)
-}
-
-func (l *Log) canTruncate(to LSN) error {
 	if to == l.cur.at {
 		return nil
 	}
-	if to < l.Tail()+HeaderSize || to > l.cur.at {
-		return fmt.Errorf("%w: cut back to %v, the log is [%v, %v)", ErrNotBoundary, to, l.Tail(), l.cur.at)
-	}
-	_, err := l.cursorAt(to)
+	_, err := l.cuttable(to)
 	return err
+}
+
+// cuttable returns the cursor at an LSN that the log can be cut back to, or why it cannot.
+func (l *Log) cuttable(to LSN) (cursor, error) {
+	if to < l.Tail()+HeaderSize || to > l.cur.at {
+		return cursor{}, fmt.Errorf("%w: cut back to %v, the log is [%v, %v)", ErrNotBoundary, to, l.Tail(), l.cur.at)
+	}
+	return l.cursorAt(to)
 }
 
 func (l *Log) lowerMarks(to, batchEnd LSN) {

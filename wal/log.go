@@ -464,12 +464,7 @@ func (l *Log) Close() error {
 
 // closeFiles leaves the directory as a clean close does. mu is held.
 func (l *Log) closeFiles(synced bool) error {
-	var errs []error
-	l.takeAhead()
-	if l.next != nil {
-		errs = append(errs, l.next.discard(l.opts.FS))
-		l.next = nil
-	}
+	errs := []error{l.dropNext()}
 	l.forgetWithheld()
 	if l.tipFile != nil {
 		l.tipFile.unpin()

@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -98,21 +99,14 @@ func (o *Options) withDefaults() Options {
 	if c.FS == nil {
 		c.FS = vfs.OS
 	}
-	if c.SegmentSize == 0 {
-		c.SegmentSize = DefaultSegmentSize
+	maps := 4096
+	if strconv.IntSize == 32 {
+		maps = 16
 	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	if c.MaxMaps == 0 {
-		c.MaxMaps = 4096
-		if strconv.IntSize == 32 {
-			c.MaxMaps = 16
-		}
-	}
-	if c.DurableWindow == 0 {
-		c.DurableWindow = 5 * time.Millisecond
-	}
+	c.SegmentSize = cmp.Or(c.SegmentSize, DefaultSegmentSize)
+	c.MaxMaps = cmp.Or(c.MaxMaps, maps)
+	c.DurableWindow = cmp.Or(c.DurableWindow, 5*time.Millisecond)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Now == nil {
 		c.Now = time.Now
 	}

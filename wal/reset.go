@@ -21,12 +21,8 @@ func (l *Log) Reset() error {
 	if l.tip == nil {
 		return nil
 	}
-	l.takeAhead()
-	if l.next != nil {
-		if err := l.next.discard(l.opts.FS); err != nil {
-			return err
-		}
-		l.next = nil
+	if err := l.dropNext(); err != nil {
+		return err
 	}
 	if err := l.intendReset(); err != nil {
 		return err
