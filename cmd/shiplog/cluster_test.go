@@ -247,9 +247,7 @@ func TestStoppedFollower(t *testing.T) {
 	observer.until("the observer shows it", func() bool { return third.Get(ctx, "k").Val() == "old" })
 	far.Ping(ctx)
 
-	if err := follower.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	follower.suspend()
 	head := leader.status().Head
 	done, asked := make(chan error, 1), make(chan error, 1)
 	go func() { done <- redisNoTimeout(leader).MSet(ctx, "k", "new", "fresh", "1").Err() }()

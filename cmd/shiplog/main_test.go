@@ -139,6 +139,25 @@ func (p *process) kill() {
 	p.cmd.Wait()
 }
 
+// suspend stops the node's process and waits until each of its threads stands: on a busy machine one may run on for a while.
+func (p *process) suspend() {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		p.t.Fatal(err)
+	}
+	p.until("stands still", func() bool {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+		if err != nil || len(tasks) == 0 {
+			return err == nil // no such files on this system
+		}
+		return !slices.ContainsFunc(tasks, func(path string) bool {
+			stat, err := os.ReadFile(path)
+			_, rest, _ := bytes.Cut(stat, []byte(") "))
+			return err == nil && !bytes.HasPrefix(rest, []byte("T"))
+		})
+	})
+}
+
 // launch runs the node and waits for nothing.
 func (p *process) launch() {
 	p.t.Helper()
