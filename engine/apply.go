@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"shiplog/wal"
 )
@@ -11,29 +12,9 @@ import (
 // chunkOps is how many operations are decoded ahead of the index at a time.
 const chunkOps = 8 << 10
 
-// replay enters the log from an LSN, or from its tail if that is higher, to the end of its last complete batch into the index. One
-// goroutine reads, verifies, decompresses and decodes; this one indexes: the two halves of the work
-// are about equal. Both have ended on return.
+// replay enters the log from an LSN, or from its tail if that is higher, to the end of its last complete batch into the index.
 func (db *DB) replay(from wal.LSN) error {
-	full, free := make(chan *chunk, 4), make(chan *chunk, 6)
-	for range cap(free) {
-		free <- &chunk{}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { // ends with the log, an error, or cancel
-		defer close(done)
-		defer close(full)
-		db.decodeAll(ctx, max(from, db.log.Tail()), full, free)
-	}()
-	defer func() {
-		cancel()
-		<-done
-	}()
-	for c := range full {
-		if c.err != nil {
-			return c.err
-		}
+	return db.decoded(from, math.MaxUint64, func(c *chunk) error {
 		db.apply(c)
 		if c.end != 0 {
 			db.marks.indexed.Store(uint64(c.end))
@@ -43,13 +24,42 @@ func (db *DB) replay(from wal.LSN) error {
 		if db.idx.Overfull(overfullOpen) {
 			return fmt.Errorf("replay up to %v: %w", db.marks.indexedLSN(), errIndexFull)
 		}
+		return nil
+	})
+}
+
+// decoded calls take with what the log holds in [from, to), from its tail on, chunk after chunk; a chunk is valid during the call. One goroutine reads,
+// verifies, decompresses and decodes; the caller's indexes: the two halves of the work are about equal. Both have ended on return.
+func (db *DB) decoded(from, to wal.LSN, take func(c *chunk) error) error {
+	full, free := make(chan *chunk, 4), make(chan *chunk, 6)
+	for range cap(free) {
+		free <- &chunk{}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { // ends with the log, an error, or cancel
+		defer close(done)
+		defer close(full)
+		db.decodeAll(ctx, max(from, db.log.Tail()), to, full, free)
+	}()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	for c := range full {
+		if c.err != nil {
+			return c.err
+		}
+		if err := take(c); err != nil {
+			return err
+		}
 		c.reset()
 		free <- c
 	}
 	return nil
 }
 
-func (db *DB) decodeAll(ctx context.Context, from wal.LSN, full chan<- *chunk, free <-chan *chunk) {
+func (db *DB) decodeAll(ctx context.Context, from, to wal.LSN, full chan<- *chunk, free <-chan *chunk) {
 	r := db.log.NewReader(from)
 	defer r.Close()
 	var d decoder
@@ -70,7 +80,7 @@ func (db *DB) decodeAll(ctx context.Context, from wal.LSN, full chan<- *chunk, f
 			return false
 		}
 	}
-	for r.Next() {
+	for r.End() < to && r.Next() {
 		if c.err = c.add(&d, r.Frame(), r.Raw()); c.err != nil {
 			send()
 			return
@@ -81,7 +91,7 @@ func (db *DB) decodeAll(ctx context.Context, from wal.LSN, full chan<- *chunk, f
 	}
 	c.err = r.Err()
 	if c.err != nil || len(c.ops) > 0 || c.end != 0 {
-		full <- c
+		send()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"shiplog/engine/internal/index"
 	"shiplog/engine/internal/memindex"
 	"shiplog/wal"
 )
@@ -164,25 +165,31 @@ func (c *chunk) record(ref wal.Ref, r Record) error {
 	return nil
 }
 
+// keysOf returns the key of the chunk's i-th operation, and of a range delete the end key.
+func (c *chunk) keysOf(i int) (key, end []byte) {
+	from, op := uint32(0), &c.ops[i]
+	if i > 0 {
+		from = c.ops[i-1].end()
+	}
+	return c.keys[from:op.keyEnd], c.keys[op.keyEnd:op.end()]
+}
+
 // apply enters the chunk into the index and hands control records to the marks.
 func (db *DB) apply(c *chunk) {
-	at := uint32(0)
 	for i, op := range c.ops {
 		if n := i + prefetchOps; n < len(c.ops) {
-			db.idx.Prefetch(c.keys[c.ops[n-1].end():c.ops[n].keyEnd])
+			key, _ := c.keysOf(n)
+			db.idx.Prefetch(key)
 		}
 		if op.control >= 0 {
 			ctl := c.controls[op.control]
 			db.applyControl(ctl.control, ctl.end)
 			continue
 		}
-		key := c.keys[at:op.keyEnd]
-		at = op.keyEnd
+		key, end := c.keysOf(i)
 		if op.op == OpDeleteRange {
-			at = op.second
-			end := unbounded(c.keys[op.keyEnd:op.second])
-			db.idx.DeleteRange(key, end, op.ref)
-			db.watches.rangeDeleted(key, end, wal.Ref(op.ref))
+			db.idx.DeleteRange(key, unbounded(end), op.ref)
+			db.watches.rangeDeleted(key, unbounded(end), wal.Ref(op.ref))
 			continue
 		}
 		db.idx.Insert(key, op.ref, kindOf(op.op))
@@ -194,6 +201,28 @@ func (db *DB) apply(c *chunk) {
 		db.clock.observe(c.time)
 	}
 }
+
+// applyInto enters the chunk into a run of the index that is built again.
+func (c *chunk) applyInto(into *index.Entries) error {
+	for i, op := range c.ops {
+		if op.control >= 0 {
+			continue
+		}
+		key, end := c.keysOf(i)
+		if op.op == OpDeleteRange {
+			into.DeleteRange(key, unbounded(end), op.ref)
+		} else {
+			into.Insert(key, op.ref, kindOf(op.op))
+		}
+	}
+	if c.endsBatch() {
+		return into.End(c.end)
+	}
+	return nil
+}
+
+// endsBatch reports whether the chunk ends where a batch does.
+func (c *chunk) endsBatch() bool { return c.end != 0 && c.end == c.last }
 
 // indexRecord enters one record of a batch that was just appended.
 func (db *DB) indexRecord(r Record, ref wal.Ref) {

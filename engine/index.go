@@ -187,7 +187,7 @@ func (db *DB) awaitIndex(ctx context.Context) error {
 
 // freezeAfter freezes after a chunk that ends with a batch.
 func (db *DB) freezeAfter(c *chunk) {
-	if c.end != 0 && c.end == c.last && db.idx.Full() {
+	if c.endsBatch() && db.idx.Full() {
 		db.freeze(c.end)
 	}
 }
@@ -240,30 +240,12 @@ func (db *DB) indexDamaged(err error) {
 
 // replayInto gives out what the log holds in [from, to).
 func (db *DB) replayInto(from, to wal.LSN, into *index.Entries) error {
-	r := db.log.NewReader(max(from, db.log.Tail()))
-	defer r.Close()
-	var d decoder
-	for r.End() < to && r.Next() {
+	return db.decoded(from, to, func(c *chunk) error {
 		if db.closed.Load() {
 			return ErrClosed
 		}
-		f := r.Frame()
-		err := d.frame(f, r.Raw(), func(ref wal.Ref, rec Record) error {
-			if rec.Op == OpDeleteRange {
-				into.DeleteRange(rec.Key, unbounded(rec.Value), uint64(ref))
-			} else {
-				into.Insert(rec.Key, uint64(ref), kindOf(rec.Op))
-			}
-			return nil
-		})
-		if err == nil && f.Last() {
-			err = into.End(f.End())
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return r.Err()
+		return c.applyInto(into)
+	})
 }
 
 // indexError says what a damaged run means for a reader: it will be there again.
