@@ -3,6 +3,8 @@ package wal_test
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"path/filepath"
 	"testing"
 	"time"
@@ -238,4 +240,33 @@ func TestLimits(t *testing.T) {
 			t.Fatalf("%s: its last record has %d bytes, not %d: %v", c.what, n, c.sizes[last], err)
 		}
 	}
+}
+
+// TestTrimUnderAReader removes segments while their bytes are sent: that ends with ErrTrimmed, not as if the disk had lost a
+// file.
+func TestTrimUnderAReader(t *testing.T) {
+	d := waltest.NewDisk()
+	w := newWorld(d, dbDir)
+	steps(t, w.open, w.create)
+	for w.log.Head() < 4*wal.MinSegmentSize {
+		steps(t, func() error { return w.append(true, repeat(10, 3000)...) })
+	}
+	near, far := net.Pipe()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := w.log.SendTo(near, 0, w.log.Durable())
+		sent <- errors.Join(err, near.Close())
+	}()
+	if _, err := far.Read(make([]byte, 1)); err != nil { // it is inside the first segment
+		t.Fatal(err)
+	}
+	target := w.log.TailBelow(w.log.Durable())
+	steps(t, func() error { return w.log.TrimBefore(target) })
+	if _, err := io.Copy(io.Discard, far); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; !errors.Is(err, wal.ErrTrimmed) || errors.Is(err, wal.ErrIO) {
+		t.Errorf("%v, want ErrTrimmed", err)
+	}
+	steps(t, w.close)
 }

@@ -180,7 +180,7 @@ func (l *Log) cutTo(to LSN, cur cursor) error {
 	l.lowerMarks(to, cur.end)
 	l.segs.Store(&segList{segs: old.segs[:keep:keep], size: old.size})
 	for _, s := range old.segs[keep:] {
-		l.handles.drop(s)
+		l.handles.remove(s, ErrBeyondEnd)
 	}
 	h := *l.history.Load()
 	n := len(h)
@@ -407,7 +407,7 @@ func (l *Log) TrimBefore(at LSN) error {
 	gone := l.headless
 	l.headless = nil
 	for _, s := range old.segs[:n] {
-		l.handles.drop(s)
+		l.handles.remove(s, ErrTrimmed)
 		gone = append(gone, s.path)
 	}
 	l.segs.Store(&segList{segs: old.segs[n:], size: old.size})

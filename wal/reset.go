@@ -42,7 +42,7 @@ func (l *Log) Reset() error {
 	l.tip, l.tipFile, l.cur, l.alloc, l.sealed, l.mapped = nil, nil, cursor{}, 0, 0, mapped{}
 	l.headless = nil
 	for _, s := range old.segs {
-		l.handles.drop(s)
+		l.handles.remove(s, ErrTrimmed)
 	}
 	if err := errors.Join(l.keeper.forget(), l.finishReset()); err != nil {
 		return l.poisonWith(fmt.Errorf("reset: %w", err))

@@ -22,6 +22,7 @@ type segment struct {
 	inside bool // it was begun inside a batch; known only of those that this process has begun
 
 	h       atomic.Pointer[handle] // open file and map, or nil
+	gone    error                  // why it is not of the log any more; nil: it is. Guarded by handles.mu
 	lastUse atomic.Uint64          // tick of the last use, for eviction
 
 	digestNext atomic.Uint64 // below it noteDigest has nothing to do
@@ -182,8 +183,11 @@ func (c *handles) pin(s *segment) (*handle, error) {
 // openLocked opens file and map, evicting as needed. Where the map is refused it goes on without; where the file is
 // refused for want of descriptors it evicts all that it can, and tries again.
 func (c *handles) openLocked(s *segment) (*handle, error) {
-	if c.closed {
+	switch {
+	case c.closed:
 		return nil, ErrClosed
+	case s.gone != nil: // whoever asks has found it in an older list of segments
+		return nil, fmt.Errorf("%w: segment %v", s.gone, s.base())
 	}
 	for len(c.open) >= c.max && c.evictLocked() {
 	}
@@ -237,10 +241,22 @@ func (c *handles) evictLocked() bool {
 	}
 }
 
-// drop takes a removed segment's handle out; it is closed when the last pin goes.
+// remove is drop for a segment that leaves the log: its file is not opened any more, and whoever asks for it gets why.
+func (c *handles) remove(s *segment, why error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.gone = why
+	c.dropLocked(s)
+}
+
+// drop takes a segment's handle out; it is closed when the last pin goes.
 func (c *handles) drop(s *segment) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.dropLocked(s)
+}
+
+func (c *handles) dropLocked(s *segment) {
 	for i, o := range c.open {
 		if o == s {
 			c.open[i] = c.open[len(c.open)-1]
