@@ -544,3 +544,51 @@ func TestCutWithAFailedSyncIsFinished(t *testing.T) {
 	}
 	must(l.Close())
 }
+
+// TestErasureWithAFailedSync: an Open that erases a torn tail and cannot sync that fails; the next one finds no torn tail, and what is written behind the end gets
+// to the disk all the same.
+func TestErasureWithAFailedSync(t *testing.T) {
+	d := waltest.NewDisk()
+	w := newWorld(d, dbDir)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(w.open())
+	must(w.create())
+	must(w.append(true, []int{700}))
+	keep := w.log.Head()
+	must(w.append(true, []int{700}))
+	must(w.close())
+	must(w.open())
+	must(w.log.Truncate(keep)) // the mark is at the end, and the log not closed cleanly
+	torn := d.Kill()
+	d.PowerOff()
+	_ = w.log.Close() // the machine is off
+	must(torn.Overwrite(filepath.Join(dbDir, "log", wal.LSN(0).String()+".seg"), int64(keep), []byte("torn")))
+	in := torn.Inject(waltest.Fault{Op: waltest.OpSync, Path: "*.seg", Times: 2})
+	o := w.opts
+	o.FS = torn
+	if _, err := wal.Open(dbDir, &o); err == nil || in.Hits() == 0 {
+		t.Fatalf("open: %v, %d syncs have failed", err, in.Hits())
+	}
+	left := torn.Kill()
+	o.FS = left
+	l, err := wal.Open(dbDir, &o)
+	must(err)
+	_, err = l.Append([]*wal.Batch{batch(99, 900)}, true)
+	must(err)
+	end, err := l.Sync()
+	must(err)
+	left.PowerOff()
+	_ = l.Close() // the machine is off
+	o.FS = left.Crash(0)
+	l, err = wal.Open(dbDir, &o)
+	must(err)
+	if l.Head() != end {
+		t.Errorf("the log ends at %v, it was durable up to %v", l.Head(), end)
+	}
+	must(l.Close())
+}
