@@ -60,9 +60,9 @@ func (db *DB) decoded(from, to wal.LSN, take func(c *chunk) error) error {
 }
 
 func (db *DB) decodeAll(ctx context.Context, from, to wal.LSN, full chan<- *chunk, free <-chan *chunk) {
-	r := db.log.NewReader(from)
+	r := db.newFrames(from)
 	defer r.Close()
-	var d decoder
+	d := db.newDecoder()
 	c := <-free
 	send := func() bool {
 		select {
@@ -81,7 +81,7 @@ func (db *DB) decodeAll(ctx context.Context, from, to wal.LSN, full chan<- *chun
 		}
 	}
 	for r.End() < to && r.Next() {
-		if c.err = c.add(&d, r.Frame(), r.Raw()); c.err != nil {
+		if c.err = c.add(d, r.Frame(), r.Raw()); c.err != nil {
 			send()
 			return
 		}
@@ -124,9 +124,9 @@ func (a *applier) stop() {
 func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 	moved := make(chan struct{}, 1)
 	defer db.log.Notify(moved)()
-	var d decoder
+	d := db.newDecoder()
 	var c chunk
-	var r *wal.Reader
+	var r frames
 	defer func() {
 		if r != nil {
 			r.Close()
@@ -140,14 +140,14 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 				db.loadedAt.Store(loadingUntilConsistent)
 				db.idx.SetTail(tail)
 			}
-			r = db.log.NewReader(max(from, db.log.Tail()))
+			r = db.newFrames(max(from, db.log.Tail()))
 		}
 		end := db.log.BatchEnd()
 		if r == nil || end > db.log.Head() { // it is being published
 			end = 0
 		}
 		for r != nil && r.Next() {
-			if err := c.add(&d, r.Frame(), r.Raw()); err != nil {
+			if err := c.add(d, r.Frame(), r.Raw()); err != nil {
 				return err
 			}
 			if len(c.ops) >= chunkOps {
@@ -240,8 +240,8 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 		return ErrClosed
 	case !db.follower.Load():
 		return fmt.Errorf("cut back to %v: this node is the leader", lsn)
-	case lsn < db.marks.visibleLSN() && !db.CommittedAlone(lsn): // what readers see is committed; the mark of that name also waits for this disk
-		return fmt.Errorf("cut back to %v: everything up to %v is committed", lsn, db.marks.visibleLSN())
+	case lsn < db.marks.shownLSN() && !db.CommittedAlone(lsn): // what readers see is committed; the mark of that name also waits for this disk
+		return fmt.Errorf("cut back to %v: everything up to %v is committed", lsn, db.marks.shownLSN())
 	}
 	if err := db.log.CanTruncate(lsn); err != nil {
 		return fmt.Errorf("cut back to %v: %w", lsn, err)
@@ -250,7 +250,10 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 	db.holdFloor(true)
 	defer db.holdFloor(false)
 	db.forgetTails(lsn)
-	from, err := db.cutIndex(lsn) // first, so that no run speaks of what the log does not hold
+	from, err := min(lsn, db.marks.indexedLSN()), error(nil)
+	if !db.opts.LogOnly {
+		from, err = db.cutIndex(lsn) // first, so that no run speaks of what the log does not hold
+	}
 	if err == nil {
 		err = db.log.Truncate(lsn)
 	}
@@ -286,7 +289,7 @@ func (db *DB) CommittedAlone(from wal.LSN) bool {
 	}
 	m := &db.marks
 	m.mu.Lock()
-	rule, degraded, committed := Level(m.rule.Level), m.degraded, m.visibleLSN()
+	rule, degraded, committed := Level(m.rule.Level), m.degraded, m.shownLSN()
 	m.mu.Unlock()
 	if rule.synchronous() && (degraded == 0 || degraded > from) {
 		return false

@@ -90,7 +90,7 @@ func Open(dir string, opts *Options) (*DB, error) {
 	db.slots.fs, db.slots.path = o.FS, filepath.Join(dir, slotsFile)
 	db.marks.readLeases = o.ReadLeases
 	db.marks.followers = map[wal.NodeID]*follower{}
-	db.marks.named, db.marks.lease = o.Voters, o.Lease
+	db.marks.named, db.marks.lease, db.marks.showsLate = o.Voters, o.Lease, o.late()
 	if !o.Follower {
 		db.clock.observe(db.clock.now().UnixMilli())
 	}
@@ -126,6 +126,7 @@ func (db *DB) start(dir string, asked *Options) error {
 	if err := db.slots.load(db.log.Head()); err != nil {
 		db.opts.Logger.Error("slots are forgotten: what followers that are away lack may be gone when they come", "error", err)
 	}
+	db.follower.Store(db.opts.Follower)
 	from, err := db.openIndex(dir)
 	if err != nil {
 		return err
@@ -135,7 +136,6 @@ func (db *DB) start(dir string, asked *Options) error {
 			return err
 		}
 	}
-	db.follower.Store(db.opts.Follower)
 	if db.opts.Follower {
 		db.becomeFollower()
 	} else if err := db.becomeLeader(asked); err != nil {

@@ -134,7 +134,15 @@ func (c *chunk) reset() {
 	c.end, c.last, c.time, c.err = 0, 0, 0, nil
 }
 
-// add decodes one frame into the chunk.
+// newDecoder is what chunk.add decodes records by; nil on a node that keeps the log only.
+func (db *DB) newDecoder() *decoder {
+	if db.opts.LogOnly {
+		return nil
+	}
+	return &decoder{}
+}
+
+// add decodes one frame into the chunk; without a decoder control records alone.
 func (c *chunk) add(d *decoder, f wal.Frame, raw []byte) error {
 	c.time = f.Time
 	if f.Control() {
@@ -144,8 +152,10 @@ func (c *chunk) add(d *decoder, f wal.Frame, raw []byte) error {
 		}
 		c.controls = append(c.controls, controlAt{ctl, f.End()})
 		c.ops = append(c.ops, indexOp{control: int32(len(c.controls) - 1), keyEnd: uint32(len(c.keys))})
-	} else if err := d.frame(f, raw, c.record); err != nil {
-		return err
+	} else if d != nil {
+		if err := d.frame(f, raw, c.record); err != nil {
+			return err
+		}
 	}
 	c.last = f.End()
 	if f.Last() {

@@ -38,6 +38,8 @@ var (
 	ErrLeaseLost = errors.New("engine: the lease to lead has run out")
 	// ErrLoading is returned for reads while what was recovered, or copied so far, may not be shown yet.
 	ErrLoading = errors.New("engine: loading")
+	// ErrLogOnly is returned for reads, waits for readers and promotions of a node that keeps the log only: Options.LogOnly.
+	ErrLogOnly = errors.New("engine: this node keeps the log only")
 	// ErrTrimmed is returned by Changes and Outcome for a position below the tail of the log.
 	ErrTrimmed = wal.ErrTrimmed
 	// ErrSnapshotTooOld is returned by reads of a snapshot, and of its iterators, when the log has given up what it may show.

@@ -27,6 +27,9 @@ func (db *DB) Indexed(key string) bool {
 	return ok && err == nil
 }
 
+// Followed is the end of what this node has applied of its log: control records alone where it keeps the log only.
+func (db *DB) Followed() wal.LSN { return db.marks.indexedLSN() }
+
 // ForgetCommits empties the pool of commits: a bubble must neither find nor leave channels of another's.
 func ForgetCommits() { commitPool = sync.Pool{New: commitPool.New} }
 

@@ -29,7 +29,7 @@ func feed(t *testing.T, leader, follower *engine.DB, end wal.LSN) {
 	if _, err := follower.Log().Sync(); err != nil {
 		t.Fatal(err)
 	}
-	for follower.Applied() < end {
+	for follower.Followed() < end {
 		<-moved
 	}
 }

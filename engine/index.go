@@ -41,6 +41,12 @@ func (db *DB) openIndex(dir string) (from wal.LSN, err error) {
 		return 0, err
 	}
 	db.idx = idx
+	if db.opts.LogOnly {
+		from, err = 0, db.dropIndex()
+	}
+	if err != nil {
+		return 0, err
+	}
 	if !db.log.Empty() {
 		idx.SetTail(db.log.Tail())
 	}

@@ -22,31 +22,34 @@ type marks struct {
 	log   *wal.Log // told of the committed mark
 	lease Lease    // nil: none is needed
 
+	showsLate bool // a follower: what is shown is behind what is committed on purpose, or nothing is
+
 	readLeases bool         // reads of a leader need its voters' leases under a rule that asks them
 	readUntil  atomic.Int64 // until when they have them, in nanoseconds since the database was opened; 0: none are needed
 
-	mu         sync.Mutex // guards everything below
-	leader     bool
-	rule       wal.Rule
-	changes    []ruleChange        // on the way to rule, oldest first
-	leasesFrom time.Time           // reads have needed leases since then
-	ruleEnd    wal.LSN             // end of the last record that changed the rule
-	termEnd    wal.LSN             // end of the last record that began a term, of those that were replayed
-	ruleFrom   wal.LSN             // end of the last record that changed the rule and was committed
-	named      []string            // the only names that may vote; empty: each that connects
-	removed    map[string]struct{} // names that SetRule has taken out
-	narrowing  int                 // changes that nobody else is eligible for, and that are not in the log yet
-	degraded   wal.LSN             // start of the open degraded span; 0: none
-	epochEnd   wal.LSN             // end of this leader's epoch record: nothing below it commits alone
-	told       wal.LSN             // follower: the committed mark that its upstream told
-	ends       lsnQueue
-	waiting    waiterQueue
-	late       []*waiter // visible, but their own level is stronger than the rule
-	followers  map[wal.NodeID]*follower
-	changed    chan struct{} // closed and replaced when someone waits for any change
-	subs       map[chan<- struct{}]struct{}
-	failed     error // sticky: the log was poisoned
-	fenced     error // a leader that may commit nothing more
+	mu          sync.Mutex // guards everything below
+	leader      bool
+	rule        wal.Rule
+	changes     []ruleChange        // on the way to rule, oldest first
+	leasesFrom  time.Time           // reads have needed leases since then
+	ruleEnd     wal.LSN             // end of the last record that changed the rule
+	termEnd     wal.LSN             // end of the last record that began a term, of those that were replayed
+	ruleFrom    wal.LSN             // end of the last record that changed the rule and was committed
+	named       []string            // the only names that may vote; empty: each that connects
+	removed     map[string]struct{} // names that SetRule has taken out
+	narrowing   int                 // changes that nobody else is eligible for, and that are not in the log yet
+	degraded    wal.LSN             // start of the open degraded span; 0: none
+	epochEnd    wal.LSN             // end of this leader's epoch record: nothing below it commits alone
+	told        wal.LSN             // follower: the committed mark that its upstream told
+	ends        lsnQueue
+	waiting     waiterQueue
+	late        []*waiter // visible, but their own level is stronger than the rule
+	followers   map[wal.NodeID]*follower
+	lateReaders map[wal.NodeID]struct{} // connected followers whose readers are not counted
+	changed     chan struct{}           // closed and replaced when someone waits for any change
+	subs        map[chan<- struct{}]struct{}
+	failed      error // sticky: the log was poisoned
+	fenced      error // a leader that may commit nothing more
 }
 
 // waiter is one call that waits until end is visible and level holds there.
@@ -106,6 +109,14 @@ func (q *queue[T]) pop() {
 func (m *marks) visibleLSN() wal.LSN { return wal.LSN(m.visible.Load()) }
 
 func (m *marks) committedLSN() wal.LSN { return wal.LSN(m.committed.Load()) }
+
+// shownLSN is up to where somebody has been shown, or told as committed, what is here.
+func (m *marks) shownLSN() wal.LSN {
+	if m.showsLate {
+		return max(m.visibleLSN(), m.committedLSN())
+	}
+	return m.visibleLSN()
+}
 
 func (m *marks) indexedLSN() wal.LSN { return wal.LSN(m.indexed.Load()) }
 
@@ -213,6 +224,9 @@ func (m *marks) advance() {
 		m.advanceFollower()
 	}
 	committed := min(m.visible.Load(), m.durable.Load())
+	if m.showsLate && !m.leader {
+		committed = min(uint64(m.told), m.durable.Load())
+	}
 	if committed > m.committed.Load() {
 		m.committed.Store(committed)
 		m.log.SetCommitted(wal.LSN(committed))

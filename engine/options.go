@@ -87,6 +87,10 @@ type Options struct {
 	SegmentSize int64
 	// Follower opens the database read-only for clients; package ship feeds it.
 	Follower bool
+	// LogOnly makes a follower that keeps the log and no index: it takes and acknowledges everything, promises, and hands on what it has, but answers
+	// reads with ErrLogOnly, is not counted by Applied, and is never promoted. Opened without LogOnly it builds its index from the log. An
+	// index that is there is removed. It needs Follower.
+	LogOnly bool
 	// StaleReads lets reads see the last known committed state where they would answer ErrLoading.
 	StaleReads bool
 
@@ -155,6 +159,9 @@ func (o *Options) withDefaults() (Options, error) {
 	}
 	if c.SpaceFactor > 0 && c.SpaceFactor < minSpaceFactor {
 		bad("space factor %d, at least %d hundredths are needed", c.SpaceFactor, minSpaceFactor)
+	}
+	if c.LogOnly && !c.Follower {
+		bad("LogOnly without Follower: a node without an index cannot lead")
 	}
 	if c.MaxPinned < 0 {
 		bad("negative MaxPinned")

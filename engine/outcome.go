@@ -52,8 +52,11 @@ func (db *DB) Outcome(p Position) (Outcome, error) {
 
 // WaitApplied returns once this node's readers see everything up to p: with the position of a write
 // it gives read-your-writes on any node, with that of a read monotonic reads. ErrLost, and no wait,
-// for a position that a fork has left behind.
+// for a position that a fork has left behind; ErrLogOnly on a node that has no readers.
 func (db *DB) WaitApplied(ctx context.Context, p Position) error {
+	if db.opts.LogOnly {
+		return fmt.Errorf("wait for readers: %w", ErrLogOnly)
+	}
 	return db.waitMarks(ctx, func() (bool, error) {
 		if err := db.checkLineage(p); err != nil && !errors.Is(err, ErrTrimmed) {
 			return false, err

@@ -18,11 +18,21 @@ func (db *DB) Log() *wal.Log { return db.log }
 // Committed is the committed mark: below it the commit rule holds and this node's disk has it.
 func (db *DB) Committed() wal.LSN { return db.marks.committedLSN() }
 
-// Applied is the end of the last batch in this node's index.
-func (db *DB) Applied() wal.LSN { return db.marks.indexedLSN() }
+// Applied is the end of the last batch in this node's index; 0 where it keeps the log only.
+func (db *DB) Applied() wal.LSN {
+	if db.opts.LogOnly {
+		return 0
+	}
+	return db.marks.indexedLSN()
+}
 
-// Visible is the mark up to which this node's readers see.
-func (db *DB) Visible() wal.LSN { return db.marks.visibleLSN() }
+// Visible is the mark up to which this node's readers see; 0 where it keeps the log only.
+func (db *DB) Visible() wal.LSN {
+	if db.opts.LogOnly {
+		return 0
+	}
+	return db.marks.visibleLSN()
+}
 
 // Subscribe has ch receive, without blocking, whenever a mark or the log's end moves.
 func (db *DB) Subscribe(ch chan<- struct{}) (cancel func()) {
@@ -45,7 +55,7 @@ func (db *DB) OnAppend(fn func()) {
 
 // AdmitPeer takes up a follower that has connected and proved its identity. A follower with a name
 // becomes a voter, by a control record, unless the options name the voters and it is not among them, or SetRule
-// has taken it out. It counts once its durable position has reached the committed mark.
+// has taken it out, or the rule asks for readers and PeerReads has said that it has none in time. It counts once its durable position has reached the committed mark.
 func (db *DB) AdmitPeer(id wal.NodeID, name, addr string) (voter bool, err error) {
 	if db.follower.Load() {
 		return false, nil // cascaded followers never count
@@ -55,7 +65,8 @@ func (db *DB) AdmitPeer(id wal.NodeID, name, addr string) (voter bool, err error
 	m := &db.marks
 	m.mu.Lock()
 	rule, change, err := withVoter(m.rule, m.named, wal.Voter{ID: id, Name: name, Addr: addr})
-	if _, out := m.removed[name]; out {
+	_, late := m.lateReaders[id]
+	if _, out := m.removed[name]; out || late && m.asksReaders() {
 		rule, change = m.rule, false
 	}
 	m.mu.Unlock()
@@ -75,7 +86,7 @@ func (db *DB) AdmitPeer(id wal.NodeID, name, addr string) (voter bool, err error
 		f = &follower{id: id}
 		m.followers[id] = f
 	}
-	f.name, f.addr, f.connected, f.voter = name, addr, true, voter
+	f.name, f.addr, f.connected, f.voter, f.late = name, addr, true, voter, late
 	f.admitted = false
 	m.signal()
 	return voter, nil
@@ -166,6 +177,7 @@ func (db *DB) PeerGone(id wal.NodeID) {
 	if f := m.followers[id]; f != nil {
 		f.connected = false
 	}
+	delete(m.lateReaders, id)
 	m.signal()
 }
 

@@ -88,6 +88,8 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 	switch {
 	case db.closed.Load():
 		return nil, ErrClosed
+	case db.opts.LogOnly:
+		return nil, fmt.Errorf("promote: %w: open it without LogOnly first", ErrLogOnly)
 	case leads:
 		return &Candidacy{Epoch: db.log.Epoch(), End: db.log.BatchEnd()}, nil
 	case db.log.Empty():

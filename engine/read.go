@@ -122,6 +122,9 @@ func (db *DB) loading() error {
 	if db.closed.Load() {
 		return ErrClosed
 	}
+	if db.opts.LogOnly {
+		return ErrLogOnly
+	}
 	if err := db.applyErr.Load(); err != nil {
 		return fmt.Errorf("%w: application of the log has stopped: %w", ErrLoading, *err)
 	}

@@ -17,6 +17,7 @@ type follower struct {
 	durable    wal.LSN
 	applied    wal.LSN
 	visible    wal.LSN
+	late       bool  // its readers see later, or never, what it has: Applied does not count it
 	lease      int64 // until when it grants no promise, in nanoseconds since the database was opened
 }
 
@@ -32,15 +33,15 @@ func (f *follower) reached(kind Level) wal.LSN {
 	}
 }
 
-// counting returns the followers that count for rule: voters that are admitted, whether connected or
+// counting returns the followers that count for a level under a rule: voters that are admitted, whether connected or
 // not (an acknowledgement counts whenever it came); with First, only the first n connected of the
-// list.
-func counting(rule wal.Rule, followers map[wal.NodeID]*follower) []*follower {
+// list. For Applied those whose readers are late do not count.
+func counting(level Level, rule wal.Rule, followers map[wal.NodeID]*follower) []*follower {
 	var out []*follower
 	n := Level(rule.Level).N()
 	for _, v := range rule.Voters {
 		f := followers[v.ID]
-		if f == nil || !f.admitted || rule.First && !f.connected {
+		if f == nil || !f.admitted || rule.First && !f.connected || f.late && level.kind() == levelApplied {
 			continue
 		}
 		out = append(out, f)
@@ -54,7 +55,7 @@ func counting(rule wal.Rule, followers map[wal.NodeID]*follower) []*follower {
 // connectedVoters counts those who could acknowledge a new write now.
 func connectedVoters(rule wal.Rule, followers map[wal.NodeID]*follower) int {
 	n := 0
-	for _, f := range counting(rule, followers) {
+	for _, f := range counting(Level(rule.Level), rule, followers) {
 		if f.connected {
 			n++
 		}
@@ -72,7 +73,7 @@ func levelEnd(level Level, rule wal.Rule, indexed, durable wal.LSN, followers ma
 		return min(indexed, durable)
 	}
 	ends := make([]wal.LSN, 0, 8)
-	for _, f := range counting(rule, followers) {
+	for _, f := range counting(level, rule, followers) {
 		ends = append(ends, f.reached(level.kind()))
 	}
 	return min(indexed, durable, nthLargest(ends, level.N()))
@@ -143,7 +144,7 @@ func satisfiable(r wal.Rule) bool {
 // visibleEnd is the LSN up to which n voters show what they hold to their readers.
 func visibleEnd(n int, rule wal.Rule, followers map[wal.NodeID]*follower) wal.LSN {
 	ends := make([]wal.LSN, 0, 8)
-	for _, f := range counting(rule, followers) {
+	for _, f := range counting(Applied(n), rule, followers) {
 		ends = append(ends, f.visible)
 	}
 	return nthLargest(ends, n)

@@ -46,8 +46,9 @@ type Stats struct {
 	Head         wal.LSN
 	Durable      wal.LSN
 	Committed    wal.LSN
-	Applied      wal.LSN
+	Applied      wal.LSN // 0 with LogOnly, as Visible
 	Visible      wal.LSN
+	LogOnly      bool       // the node keeps the log only
 	Digest       wal.Digest // of everything below DigestLSN
 	DigestLSN    wal.LSN
 	Loading      bool // reads answer ErrLoading
@@ -65,6 +66,7 @@ type FollowerStats struct {
 	ID                                  wal.NodeID
 	Name, Addr                          string
 	Connected, Voter, Admitted          bool
+	Late                                bool // its readers see later, or never, what it has: Applied does not count it
 	Received, Durable, Applied, Visible wal.LSN
 }
 
@@ -72,7 +74,7 @@ type FollowerStats struct {
 func (db *DB) Stats() Stats {
 	s := Stats{
 		Role: db.Role(), Fenced: wal.Epoch(db.fenced.Load()), Node: db.log.NodeID(),
-		Keys: db.idx.Len(), Index: db.idx.Stats(), Loading: db.loading() != nil,
+		Keys: db.idx.Len(), Index: db.idx.Stats(), Loading: !db.opts.LogOnly && db.loading() != nil, LogOnly: db.opts.LogOnly,
 	}
 	if !db.log.Empty() {
 		s.Database, s.Epoch = db.log.DatabaseID(), db.log.Epoch()
@@ -84,14 +86,14 @@ func (db *DB) Stats() Stats {
 		}
 	}
 	m := &db.marks
-	s.Committed, s.Applied, s.Visible = m.committedLSN(), m.indexedLSN(), m.visibleLSN()
+	s.Committed, s.Applied, s.Visible = m.committedLSN(), db.Applied(), db.Visible()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.RuleChanging = len(m.changes) > 0
 	s.Rule, s.Voters, s.Degraded, s.Failed = Level(m.rule.Level), append([]wal.Voter(nil), m.rule.Voters...), m.degraded, m.failed
 	for _, f := range m.followers {
 		s.Followers = append(s.Followers, FollowerStats{
-			ID: f.id, Name: f.name, Addr: f.addr, Connected: f.connected, Voter: f.voter, Admitted: f.admitted,
+			ID: f.id, Name: f.name, Addr: f.addr, Connected: f.connected, Voter: f.voter, Admitted: f.admitted, Late: f.late,
 			Received: f.received, Durable: f.durable, Applied: f.applied, Visible: f.visible,
 		})
 	}

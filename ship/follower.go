@@ -47,9 +47,9 @@ type FollowerStatus struct {
 	LastContact  time.Time  // last message from the upstream
 	Head         wal.LSN    // the upstream's, when it last told
 	Committed    wal.LSN
-	LagBytes     uint64    // committed bytes that this node's readers do not see yet; grows when cut off only by what is known
+	LagBytes     uint64    // committed bytes that this node's readers do not see yet, or, where it keeps the log only, that are not on its disk; grows when cut off only by what is known
 	LeaderClock  time.Time // the leader's clock in the last mark
-	FreshAsOf    time.Time // the leader's clock when all that this node's readers see was all that was committed; zero: never
+	FreshAsOf    time.Time // the leader's clock when all that this node's readers see, or its disk has where it keeps the log only, was all that was committed; zero: never
 	Received     uint64    // log bytes received since Run began
 	Attempts     uint64    // connections tried since Run began
 	Cuts         uint64    // cuts back to a fork since Run began
@@ -203,6 +203,7 @@ func (f *Follower) position() (*Join, error) {
 		Database: f.opts.Database, Node: f.log.NodeID(), Promised: f.log.Promised(), Role: RoleVoter,
 		Name: f.opts.Name, Addr: f.opts.Addr, Empty: f.log.Empty(),
 	}
+	j.LogOnly = f.keepsLogOnly()
 	if _, ok := f.node.(ReadLender); ok {
 		j.Features |= FeatureReadLease
 	}
@@ -228,6 +229,12 @@ func (f *Follower) position() (*Join, error) {
 	j.End, j.Digest, j.History = f.log.Head(), d, newest(f.log.History())
 	j.Durable, j.Committed = min(f.log.Durable(), j.End), min(f.node.Committed(), j.End)
 	return j, nil
+}
+
+// keepsLogOnly reports whether this node has no readers.
+func (f *Follower) keepsLogOnly() bool {
+	k, ok := f.node.(LogKeeper)
+	return ok && k.KeepsLogOnly()
 }
 
 // check judges a Welcome by this node's own knowledge, and persists its epoch before anything is acknowledged.
@@ -372,7 +379,7 @@ func (f *Follower) marked(m *Mark) {
 	st.Committed = max(st.Committed, m.Committed)
 	st.LeaderClock = time.UnixMilli(m.Clock)
 	f.fresh.mark(m.Committed, m.Clock)
-	f.fresh.see(f.node.Visible())
+	f.fresh.see(f.shown())
 }
 
 func (f *Follower) receivedBytes(n int) {
@@ -399,9 +406,17 @@ func (f *Follower) leaderClock() int64 {
 	return f.st.LeaderClock.UnixMilli()
 }
 
+// shown is up to where this node serves what it is for: readers, or the log alone.
+func (f *Follower) shown() wal.LSN {
+	if f.keepsLogOnly() {
+		return f.log.Durable()
+	}
+	return f.node.Visible()
+}
+
 // Status returns what this follower knows of its upstream. It does not wait.
 func (f *Follower) Status() FollowerStatus {
-	visible := f.node.Visible()
+	visible := f.shown()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if asOf := f.fresh.see(visible); asOf != 0 {

@@ -80,6 +80,18 @@ type LogClock interface {
 	LogTime() int64
 }
 
+// LogKeeper is implemented by follower nodes that may keep the log without applying it. KeepsLogOnly says whether this one does: its
+// upstream then expects no readers of it.
+type LogKeeper interface {
+	KeepsLogOnly() bool
+}
+
+// ReaderJudge is implemented by leader nodes that count followers' readers. PeerReads is called at the beginning of each connection of one that wishes to be a voter, before
+// [LeaderNode.AdmitPeer], and says whether readers of the follower see what it has as soon as they can.
+type ReaderJudge interface {
+	PeerReads(id wal.NodeID, name string, reads bool)
+}
+
 // VoterLister is implemented by leader nodes whose voters change. A follower that is no voter any more drops to the
 // committed mark at once; one that has become a voter is admitted at its next acknowledgement. With a node that is no VoterLister,
 // a voter stays one until its connection ends.

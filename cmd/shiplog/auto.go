@@ -74,7 +74,11 @@ func openInGroup(ctx context.Context, cfg *config.Node, at *listeners) (*engine.
 // joinOrFound waits until the group has a database, which this node is to copy, or creates it. The empty database is closed on an error.
 func joinOrFound(ctx context.Context, cfg *config.Node, l *lease.Client, empty *engine.DB) (*engine.DB, error) {
 	for {
-		switch err := l.Found(ctx); {
+		err := lease.ErrTaken
+		if !cfg.LogOnly { // who cannot lead creates no database to lead
+			err = l.Found(ctx)
+		}
+		switch {
 		case err == nil:
 			if err := empty.Close(); err != nil {
 				return nil, err
@@ -232,6 +236,8 @@ func (n *node) stand(ctx context.Context, c *candidate, s *lease.State) {
 		reason = "the group has database " + s.Database
 	case final != nil:
 		reason = final.Error()
+	case n.cfg.LogOnly:
+		reason = engine.ErrLogOnly.Error()
 	case s.Listed && !s.MayLead(self):
 		reason = "it may lack acknowledged writes: it is not in the eligible set"
 	case !s.Listed && !n.led():

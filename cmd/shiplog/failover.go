@@ -68,16 +68,21 @@ func (n *node) Switchover(ctx context.Context, to string) (any, error) {
 	if !n.leads() {
 		return nil, errors.New("this node does not lead: ask the leader to hand over")
 	}
-	i := slices.IndexFunc(n.peers(), func(p ship.PeerStatus) bool { return p.Name == to })
+	peers := n.peers()
+	i := slices.IndexFunc(peers, func(p ship.PeerStatus) bool { return p.Name == to })
 	if i < 0 {
 		return nil, fmt.Errorf("no follower of the name %q is connected", to)
+	}
+	target := peers[i]
+	if target.LogOnly {
+		return nil, fmt.Errorf("the follower %q keeps the log only and cannot lead", to)
 	}
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
 	if !n.failovers.begin(cancel) {
 		return nil, errors.New("a hand-over is under way already")
 	}
-	return n.switchTo(ctx, n.peers()[i], false)
+	return n.switchTo(ctx, target, false)
 }
 
 // switchTo stops writes, waits until the target has on its disk all that readers have seen, and has it take over. When that fails, this node leads
@@ -191,8 +196,14 @@ func (n *node) Failover(_ context.Context, f resp.Failover) error {
 	if len(peers) == 0 {
 		return errors.New("FAILOVER requires connected replicas.") //nolint:staticcheck // Redis's text
 	}
-	target := slices.MaxFunc(peers, func(a, b ship.PeerStatus) int { return cmp.Compare(a.Durable, b.Durable) })
-	if f.To != "" {
+	able := slices.DeleteFunc(slices.Clone(peers), func(p ship.PeerStatus) bool { return p.LogOnly })
+	if len(able) == 0 && f.To == "" {
+		return errors.New("no connected follower can lead: those that there are keep the log only")
+	}
+	var target ship.PeerStatus
+	if f.To == "" {
+		target = slices.MaxFunc(able, func(a, b ship.PeerStatus) int { return cmp.Compare(a.Durable, b.Durable) })
+	} else {
 		i := slices.IndexFunc(peers, func(p ship.PeerStatus) bool {
 			host, port, ok := n.clientAddr(&p, true)
 			return ok && sameAddr(net.JoinHostPort(host, port), f.To)
@@ -200,7 +211,9 @@ func (n *node) Failover(_ context.Context, f resp.Failover) error {
 		if i < 0 {
 			return errors.New("FAILOVER target HOST and PORT is not a replica.") //nolint:staticcheck // Redis's text
 		}
-		target = peers[i]
+		if target = peers[i]; target.LogOnly {
+			return fmt.Errorf("%s keeps the log only and cannot lead", target.Name)
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(f.Timeout, handOverTimeout))
 	if !n.failovers.begin(cancel) {

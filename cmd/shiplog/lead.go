@@ -230,6 +230,9 @@ func (n *node) stepDown(ctx context.Context) error {
 
 // promote makes this node the leader.
 func (n *node) promote(ctx context.Context, o engine.PromoteOptions) (*engine.Candidacy, error) {
+	if n.db.KeepsLogOnly() { // it goes on following meanwhile
+		return nil, fmt.Errorf("promote: %w: restart it without --log-only", engine.ErrLogOnly)
+	}
 	if n.lease != nil && !o.DryRun {
 		n.standing.Lock()
 		defer n.standing.Unlock()
@@ -437,7 +440,7 @@ func (n *node) look(ctx context.Context) {
 	}
 	if n.db.Role() == engine.Leader && leader == nil && last <= log.Epoch() && n.lease == nil {
 		// Fenced by a promise that nobody has made an epoch of: a candidate has failed, or is not there yet. Then it asks for this node's promise.
-		n.setResumes(true)
+		n.setResumes(!n.cfg.LogOnly)
 	}
 	if err := n.stepDown(ctx); err != nil {
 		n.log.Error("not stepped down", "error", err)

@@ -201,7 +201,7 @@ func (n *node) openShip() error {
 // join takes up the role that flags, log and the other nodes give, before a client is served: others may have gone on without this node.
 func (n *node) join(ctx context.Context) error {
 	if n.cfg.Follow != "" {
-		n.resumes = n.ledLast()
+		n.resumes = n.ledLast() && !n.cfg.LogOnly
 		if err := n.follow(n.cfg.Follow, ""); err != nil {
 			return err
 		}

@@ -57,6 +57,9 @@ func printStatus(w io.Writer, s *httpd.Status) error {
 	}
 	row("name", "%s", s.Name)
 	row("role", "%s", s.Role)
+	if s.LogOnly {
+		row("log only", "no index: no reads, no promotion")
+	}
 	if s.Loading {
 		row("loading", "reads wait until the commit rule holds")
 	}

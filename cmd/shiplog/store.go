@@ -29,6 +29,7 @@ var known = []struct{ engine, resp error }{
 	{engine.ErrReadOnly, resp.ErrReadOnly},
 	{engine.ErrFenced, resp.ErrReadOnly},
 	{engine.ErrLeaseLost, resp.ErrNotLeading},
+	{engine.ErrLogOnly, resp.ErrLogOnly},
 	{engine.ErrLoading, resp.ErrLoading},
 	{engine.ErrTooFewFollowers, resp.ErrTooFewFollowers},
 	{engine.ErrKeyTooLarge, resp.ErrTooLarge},
@@ -108,7 +109,12 @@ func keys(it *engine.Iterator, from []byte, fn func(key []byte) bool) error {
 	return mapError(it.Close())
 }
 
-func (s store) Len() (int64, error) { return int64(s.db.Stats().Keys), nil }
+func (s store) Len() (int64, error) {
+	if s.db.KeepsLogOnly() {
+		return 0, resp.ErrLogOnly
+	}
+	return int64(s.db.Stats().Keys), nil
+}
 
 // Now is log time, by which the engine judges expiry. It may be ahead of the wall clock, or behind after that was set.
 func (s store) Now() int64 { return s.db.LogTime() }

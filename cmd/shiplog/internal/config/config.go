@@ -50,6 +50,7 @@ type Serve struct {
 	ScrubInterval time.Duration
 	SortWhenIdle  bool
 	StaleReads    bool
+	LogOnly       bool
 	ReadLeases    bool
 
 	Etcd     []string // endpoints; none: roles change by hand
@@ -95,6 +96,7 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.ScrubInterval, "scrub-interval", 24*time.Hour, "rest between two verifications of the whole log on the disk, which mend it from peers; 0: none")
 	fs.BoolVar(&c.SortWhenIdle, "sort-when-idle", false, "while nothing is written, write small records again in the order of their keys: faster scans")
 	fs.BoolVar(&c.StaleReads, "stale-reads", false, "serve the last known state where reads would answer LOADING")
+	fs.BoolVar(&c.LogOnly, "log-only", false, "as a follower, keep the log without an index: confirms writes and votes, but answers no reads and never leads")
 	fs.StringSliceVar(&c.Etcd, "etcd", nil, "etcd endpoints, HOST:PORT or URL: a lease there says who leads, and a follower takes over by itself")
 	fs.StringVar(&c.Group, "group", "", "name in etcd of the group of nodes that this one belongs to (required with --etcd)")
 	fs.DurationVar(&c.LeaseTTL, "lease-ttl", 5*time.Second, "how long the lease runs without being renewed, in whole seconds: the longest time without a leader, nearly")
@@ -198,7 +200,7 @@ func (n *Node) resolveEngine() error {
 	var errs []error
 	o := engine.Options{
 		Voters: n.Voters, FirstVoters: n.FirstVoters, DegradeAfter: n.DegradeAfter, CommitTimeout: n.CommitTimeout,
-		SegmentSize: n.SegmentSize, Follower: n.Follow != "", StaleReads: n.StaleReads,
+		SegmentSize: n.SegmentSize, Follower: n.Follow != "", StaleReads: n.StaleReads, LogOnly: n.LogOnly,
 		MemIndexSize: n.IndexMemory, CacheSize: n.Cache, SpaceFactor: n.SpaceFactor, MaxPinned: n.MaxPinned, MaxPinnedAge: n.MaxPinnedAge, SortWhenIdle: n.SortWhenIdle,
 		ReadLeases: n.ReadLeases && len(n.Etcd) == 0, // else the lease in etcd does as much
 	}
@@ -211,6 +213,9 @@ func (n *Node) resolveEngine() error {
 	}
 	if n.Follow != "" && (n.Commit != "" || len(n.Voters) > 0 || n.FirstVoters || n.SegmentSize != 0) {
 		errs = append(errs, errors.New("--commit, --voters, --first-voters and --segment-size are the leader's: a follower has them from its log"))
+	}
+	if n.LogOnly && n.Follow == "" && len(n.Etcd) == 0 {
+		errs = append(errs, errors.New("--log-only needs --follow or --etcd: a node without an index does not lead"))
 	}
 	switch n.TooFew {
 	case "refuse":

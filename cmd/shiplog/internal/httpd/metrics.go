@@ -44,6 +44,7 @@ func newCollector(source Source) *collector {
 	const level, count = prometheus.GaugeValue, prometheus.CounterValue
 	add("leader", "1 on a leader, 0 on a follower.", level, func(s *Status) float64 { return truth(s.Role == "leader") })
 	add("loading", "1 while reads are refused until the commit rule holds.", level, func(s *Status) float64 { return truth(s.Loading) })
+	add("log_only", "1 on a follower that keeps the log without an index.", level, func(s *Status) float64 { return truth(s.LogOnly) })
 	add("failed", "1 when the log takes no more writes.", level, func(s *Status) float64 { return truth(s.Failed != "") })
 	add("degraded", "1 while the commit rule is degraded.", level, func(s *Status) float64 { return truth(s.DegradedFrom != 0) })
 	add("tail_lsn", "Oldest LSN kept.", level, func(s *Status) float64 { return float64(s.Tail) })
@@ -83,11 +84,12 @@ func newCollector(source Source) *collector {
 		c.peer = append(c.peer, peerGauge{prometheus.NewDesc("shiplog_follower_"+name, help, []string{"node_id", "name"}, nil), value})
 	}
 	peer("voter", "1 if the follower counts for the commit rule.", func(f *Follower) float64 { return truth(f.Voter) })
+	peer("log_only", "1 if the follower keeps the log without an index.", func(f *Follower) float64 { return truth(f.LogOnly) })
 	peer("sent_lsn", "End of what was sent to the follower.", func(f *Follower) float64 { return float64(f.Sent) })
 	peer("received_lsn", "End of what the follower has received.", func(f *Follower) float64 { return float64(f.Received) })
 	peer("durable_lsn", "End of what is on the follower's disk.", func(f *Follower) float64 { return float64(f.Durable) })
 	peer("applied_lsn", "End of what the follower has indexed.", func(f *Follower) float64 { return float64(f.Applied) })
-	peer("lag_bytes", "Committed bytes that the follower's readers do not see yet.", func(f *Follower) float64 { return float64(f.LagBytes) })
+	peer("lag_bytes", "Committed bytes that the follower's readers do not see yet, or that its disk lacks where it keeps the log only.", func(f *Follower) float64 { return float64(f.LagBytes) })
 	peer("last_ack_seconds", "Time since the follower's last acknowledgement.", func(f *Follower) float64 { return float64(f.LastAckMs) / 1e3 })
 	peer("rtt_seconds", "Round trip of a mark and its acknowledgement.", func(f *Follower) float64 { return float64(f.RTTMicros) / 1e6 })
 	slot := func(name, help string, value func(o *Slot) float64) {

@@ -15,6 +15,7 @@ type Status struct {
 	Rule       string `json:"commit_rule"`
 	TooFew     string `json:"too_few"`
 	Loading    bool   `json:"loading"`
+	LogOnly    bool   `json:"log_only,omitempty"`  // keeps the log without an index: applied_lsn and visible_lsn are 0
 	FencedBy   string `json:"fenced_by,omitempty"` // epoch
 	Failed     string `json:"failed,omitempty"`    // why the log takes no more writes
 
@@ -71,12 +72,13 @@ type Follower struct {
 	Name      string `json:"name"`
 	Addr      string `json:"addr"`
 	Voter     bool   `json:"voter"`
+	LogOnly   bool   `json:"log_only,omitempty"` // applied and visible mean nothing
 	Sent      uint64 `json:"sent_lsn"`
 	Received  uint64 `json:"received_lsn"`
 	Durable   uint64 `json:"durable_lsn"`
 	Applied   uint64 `json:"applied_lsn"`
 	Visible   uint64 `json:"visible_lsn"`
-	LagBytes  uint64 `json:"lag_bytes"` // committed and not visible there, as far as it has told
+	LagBytes  uint64 `json:"lag_bytes"` // committed and not visible there, or with log_only not on its disk, as far as it has told
 	LastAckMs int64  `json:"last_ack_ms_ago"`
 	RTTMicros int64  `json:"rtt_us"`
 }

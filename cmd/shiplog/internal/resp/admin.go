@@ -60,7 +60,12 @@ func role(c *conn, _ [][]byte) {
 		state = "connected"
 	}
 	port, _ := strconv.Atoi(up.Port)
-	w.array(5)
+	if n.LogOnly { // Redis has no such thing: one more element says so
+		w.array(6)
+		defer w.bulkString("log-only")
+	} else {
+		w.array(5)
+	}
 	w.bulkString("slave")
 	w.bulkString(up.Host)
 	w.int(int64(port))

@@ -147,8 +147,8 @@ func infoReplication(b *strings.Builder, s *Server, n *NodeInfo) {
 		field(b, "min_slaves_good_slaves", len(n.Replicas))
 	}
 	for i, r := range n.Replicas {
-		fmt.Fprintf(b, "slave%d:ip=%s,port=%s,state=%s,offset=%d,lag=%d,name=%s,node_id=%s,voter=%s,sent=%d,durable=%d,applied=%d\r\n",
-			i, r.Host, r.Port, r.State, r.Received, max(0, int64(r.Lag.Seconds())), r.Name, r.NodeID, yesNo(r.Voter), r.Sent, r.Durable, r.Applied)
+		fmt.Fprintf(b, "slave%d:ip=%s,port=%s,state=%s,offset=%d,lag=%d,name=%s,node_id=%s,voter=%s,log_only=%s,sent=%d,durable=%d,applied=%d\r\n",
+			i, r.Host, r.Port, r.State, r.Received, max(0, int64(r.Lag.Seconds())), r.Name, r.NodeID, yesNo(r.Voter), yesNo(r.LogOnly), r.Sent, r.Durable, r.Applied)
 	}
 	field(b, "master_failover_state", cmp.Or(n.FailoverState, "no-failover"))
 	field(b, "master_replid", n.replicationID())
@@ -184,9 +184,17 @@ func infoUpstream(b *strings.Builder, s *Server, n *NodeInfo) {
 		}
 		field(b, "master_link_down_since_seconds", down)
 	}
-	field(b, "slave_priority", s.priority.Load())
+	field(b, "slave_priority", n.priority(s.priority.Load()))
 	field(b, "slave_read_only", 1)
 	field(b, "replica_announced", 1)
+}
+
+// priority is what Sentinel is told: 0, never to be promoted, where a promotion would fail.
+func (n *NodeInfo) priority(set int64) int64 {
+	if n.LogOnly {
+		return 0
+	}
+	return set
 }
 
 // replicationID is what Redis calls the history: 40 hex digits. Here it is the database and the history ID.
@@ -210,6 +218,7 @@ func infoShiplog(b *strings.Builder, _ *Server, n *NodeInfo) {
 	field(b, "node_name", n.Name)
 	field(b, "epoch", n.Epoch)
 	field(b, "history_id", n.HistoryID)
+	field(b, "log_only", yesNo(n.LogOnly))
 	field(b, "commit_rule", n.Rule)
 	field(b, "too_few", n.TooFew)
 	field(b, "tail_lsn", n.Tail)

@@ -16,6 +16,7 @@ const (
 	errOverflow      = "ERR increment or decrement would overflow"
 	errDecrOverflow  = "ERR decrement would overflow"
 	errReadOnly      = "READONLY You can't write against a read only replica."
+	errLogOnly       = "LOGONLY This node keeps the log only: it answers no reads."
 	errNotLeading    = "MASTERDOWN The lease to lead has run out."
 	errLoading       = "LOADING Redis is loading the dataset in memory"
 	errNoReplicas    = "NOREPLICAS Not enough good replicas to write."
@@ -159,6 +160,8 @@ func errorText(err error) string {
 	switch {
 	case errors.Is(err, ErrReadOnly):
 		return errReadOnly
+	case errors.Is(err, ErrLogOnly):
+		return errLogOnly
 	case errors.Is(err, ErrNotLeading):
 		return errNotLeading
 	case errors.Is(err, ErrLoading):

@@ -15,6 +15,8 @@ var (
 	ErrReadOnly = errors.New("resp: node is read only")
 	// ErrLoading is returned when reads must wait for the commit rule to hold for what was recovered.
 	ErrLoading = errors.New("resp: node is loading")
+	// ErrLogOnly is returned for reads by a node that keeps the log without an index.
+	ErrLogOnly = errors.New("resp: node keeps the log only")
 	// ErrNotLeading is returned by a leader that may have been replaced without knowing it; nothing was written.
 	ErrNotLeading = errors.New("resp: node may not lead any more")
 	// ErrTooFewFollowers is returned when the commit rule cannot hold and the write was refused unwritten.
@@ -149,6 +151,7 @@ type NodeInfo struct {
 	Epoch      string
 	Leader     bool
 	Loading    bool
+	LogOnly    bool // keeps the log without an index
 
 	Tail, Head, Durable, Committed, Applied, Visible uint64
 
@@ -178,7 +181,7 @@ type Upstream struct {
 type Replica struct {
 	NodeID, Name, Host, Port         string
 	State                            string // Redis's word: online, wait_bgsave or send_bulk
-	Voter                            bool
+	Voter, LogOnly                   bool
 	Sent, Received, Durable, Applied uint64
 	LastAck                          time.Time
 	Lag                              time.Duration
