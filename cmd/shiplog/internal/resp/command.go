@@ -79,6 +79,7 @@ func lookup(name []byte) *command {
 func (c *conn) dispatch(args [][]byte) {
 	c.commands++
 	c.seq++
+	c.deliver()
 	cmd := lookup(args[0])
 	if refusal := c.refusal(cmd, args); refusal != "" {
 		c.reject(cmd, args, refusal)

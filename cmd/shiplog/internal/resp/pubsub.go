@@ -251,6 +251,30 @@ func (s *subscriber) names(patterns bool) map[string]struct{} {
 	return s.channels
 }
 
+// deliver sends the messages that came before the command in hand: its client may know of them from their publisher, and expects them
+// ahead of the reply, as Redis sends them. The writing goroutine may not have got to them yet.
+func (c *conn) deliver() {
+	s := c.sub.Load()
+	if s == nil {
+		return
+	}
+	if s.locked { // they stay behind the confirmations that have not been sent
+		p := s.take()
+		if c.run.pending() {
+			c.run.literal(p)
+		} else {
+			c.out.buf = append(c.out.buf, p...)
+		}
+		return
+	}
+	s.writing.Lock()
+	err := c.transmit(s.take())
+	s.writing.Unlock()
+	if err != nil {
+		c.closing = true
+	}
+}
+
 // confirm appends the reply to one subscription or its end. Messages that wait come behind it.
 func (s *subscriber) confirm(kind string, name []byte) {
 	w := &s.c.out

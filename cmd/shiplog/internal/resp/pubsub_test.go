@@ -92,6 +92,34 @@ func TestMessagesBetweenReplies(t *testing.T) {
 	wg.Wait()
 }
 
+// TestMessagesBeforeReplies: a message whose publisher has its answer comes ahead of the reply to what its subscriber sends then, however
+// many other subscribers are served meanwhile.
+func TestMessagesBeforeReplies(t *testing.T) {
+	const subscribers, rounds = 50, 20
+	message := "*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nx\r\n"
+	subscribed := "*3\r\n$9\r\nsubscribe\r\n$2\r\nch\r\n:1\r\n"
+	pong := "*2\r\n$4\r\npong\r\n$0\r\n\r\n"
+	s := start(t, nil)
+	d := s.dial(t)
+	var subs []*client
+	for range subscribers {
+		c := s.dial(t)
+		c.send(command("SUBSCRIBE", "ch"))
+		c.expect(subscribed)
+		subs = append(subs, c)
+	}
+	for range rounds {
+		d.send(command("PUBLISH", "ch", "x"))
+		d.expect(":" + strconv.Itoa(subscribers) + "\r\n")
+		for i := range subs {
+			subs[len(subs)-1-i].send(command("PING") + command("SUBSCRIBE", "ch") + command("PING"))
+		}
+		for _, c := range subs {
+			c.expect(message + pong + subscribed + pong)
+		}
+	}
+}
+
 // TestUnsubscribeIsTheEnd: no message of a channel follows the reply to UNSUBSCRIBE, and all before it come.
 func TestUnsubscribeIsTheEnd(t *testing.T) {
 	s := start(t, nil)
