@@ -3,6 +3,7 @@ package wal_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -240,6 +241,28 @@ func TestLimits(t *testing.T) {
 			t.Fatalf("%s: its last record has %d bytes, not %d: %v", c.what, n, c.sizes[last], err)
 		}
 	}
+}
+
+// TestReadCutAtASegmentsEnd: what is cut may begin with a segment's header, and go over the ends of segments.
+func TestReadCutAtASegmentsEnd(t *testing.T) {
+	d := waltest.NewDisk()
+	w := newWorld(d, dbDir)
+	steps(t, w.open, w.create)
+	for w.log.Head() < 3*wal.MinSegmentSize {
+		steps(t, func() error { return w.append(true, repeat(10, 3000)...) })
+	}
+	epoch, head := w.log.Epoch(), w.log.Head()
+	want := 0
+	for r := w.log.NewReader(wal.MinSegmentSize); r.Next(); want++ {
+	}
+	steps(t, func() error { return w.log.Truncate(wal.MinSegmentSize) })
+	name := filepath.Join(dbDir, "diverged", fmt.Sprintf("%v-%v-%v.cut", epoch, wal.LSN(wal.MinSegmentSize), head))
+	got, last := 0, wal.LSN(0)
+	err := wal.ReadCut(d, name, func(f wal.Frame, _ []byte) error { got++; last = f.End(); return nil })
+	if err != nil || got != want || last != head {
+		t.Errorf("%d frames up to %v, want %d up to %v: %v", got, last, want, head, err)
+	}
+	steps(t, w.log.Close)
 }
 
 // TestTrimUnderAReader removes segments while their bytes are sent: that ends with ErrTrimmed, not as if the disk had lost a

@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,7 +13,7 @@ import (
 // ReadCut reads a file of a log's diverged/ directory: what was cut from the log because another history had taken its
 // place. fn is called for each frame but seals, verified, in order; raw is its unpacked payload, valid during the call. The
 // LSNs are those that the bytes had; another node's log holds other bytes there. A nil fsys is the operating system's. Damage is a
-// *[CorruptError].
+// *[CorruptError], a codec that this build does not know a *[VersionError].
 func ReadCut(fsys vfs.FS, path string, fn func(f Frame, raw []byte) error) error {
 	if fsys == nil {
 		fsys = vfs.OS
@@ -45,7 +46,7 @@ func ReadCut(fsys vfs.FS, path string, fn func(f Frame, raw []byte) error) error
 	if err != nil {
 		return err
 	}
-	if err := h.Unmarshal(b); err != nil {
+	if h.Unmarshal(b) != nil || h.Base != (from-1)&^LSN(h.SegmentSize-1) {
 		return bad(from, "segment header does not validate")
 	}
 	var raw []byte
@@ -56,7 +57,9 @@ func ReadCut(fsys vfs.FS, path string, fn func(f Frame, raw []byte) error) error
 			return err
 		}
 		if at == base {
-			if len(piece) < HeaderSize || h.Unmarshal(piece[:HeaderSize]) != nil || h.Base != base {
+			old := h
+			if len(piece) < HeaderSize || h.Unmarshal(piece[:HeaderSize]) != nil || h.Base != base ||
+				h.Database != old.Database || h.Salt != old.Salt || h.SegmentSize != old.SegmentSize {
 				return bad(at, "segment header does not validate")
 			}
 			piece, at = piece[HeaderSize:], at+HeaderSize
@@ -67,10 +70,6 @@ func ReadCut(fsys vfs.FS, path string, fn func(f Frame, raw []byte) error) error
 			if len(piece) < FrameHeaderSize || !getFrame(piece, &m, bind) {
 				return bad(at, "frame header does not validate")
 			}
-			if m.flags&FlagSeal != 0 {
-				at += LSN(len(piece))
-				break
-			}
 			if reason := m.layout(int64(base)+h.SegmentSize-int64(at), h.SegmentSize); reason != "" {
 				return bad(at, reason)
 			}
@@ -78,7 +77,14 @@ func ReadCut(fsys vfs.FS, path string, fn func(f Frame, raw []byte) error) error
 			if n > len(piece) || !m.checkPayload(piece[:n], bind) {
 				return bad(at, "frame checksum or padding does not hold")
 			}
+			if m.flags&FlagSeal != 0 {
+				piece, at = piece[n:], at+LSN(n)
+				continue
+			}
 			if raw, err = unpack(raw, piece[FrameHeaderSize:FrameHeaderSize+int(m.stored)], m.codec, int(m.raw)); err != nil {
+				if errors.Is(err, ErrVersion) {
+					return fmt.Errorf("frame at %v: %w", at, err)
+				}
 				return bad(at, "payload does not unpack")
 			}
 			if err := fn(m.frame(at, h.Time), raw); err != nil {
