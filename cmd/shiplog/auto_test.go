@@ -145,6 +145,7 @@ type gate struct {
 	open *sync.Cond
 	shut bool
 	over bool
+	left int // bytes that still come back before it shuts by itself; 0: any number
 	wg   sync.WaitGroup
 }
 
@@ -171,8 +172,8 @@ func startGate(t testing.TB, to string) *gate {
 			g.mu.Lock()
 			conns = append(conns, c, far)
 			g.mu.Unlock()
-			g.wg.Go(func() { g.copy(far, c) })
-			g.wg.Go(func() { g.copy(c, far) })
+			g.wg.Go(func() { g.copy(far, c, false) })
+			g.wg.Go(func() { g.copy(c, far, true) })
 		}
 	})
 	t.Cleanup(func() {
@@ -189,7 +190,7 @@ func startGate(t testing.TB, to string) *gate {
 	return g
 }
 
-func (g *gate) copy(to, from net.Conn) {
+func (g *gate) copy(to, from net.Conn, back bool) {
 	defer to.Close()
 	buf := make([]byte, 16<<10)
 	for {
@@ -199,6 +200,10 @@ func (g *gate) copy(to, from net.Conn) {
 			g.open.Wait()
 		}
 		over := g.over
+		if back && g.left > 0 {
+			g.left = max(0, g.left-n)
+			g.shut = g.left == 0
+		}
 		g.mu.Unlock()
 		if n > 0 {
 			if _, err := to.Write(buf[:n]); err != nil {

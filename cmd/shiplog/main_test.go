@@ -257,6 +257,7 @@ func TestUsage(t *testing.T) {
 		{"serve --dir d --secret-file /nonexistent/file", exitUsage, "no such file"},
 		{"serve --dir d --tls-cert x", exitUsage, "--tls-cert and --tls-key belong together"},
 		{"serve --dir d --log-level loud", exitUsage, "--log-level"},
+		{"serve --listen 127.0.0.1:0 --ship 127.0.0.1:0 --http 127.0.0.1:0 --segment-size 3 --dir " + dir, exitUsage, "segment size 3 is not a power of two"},
 		{"status x", exitUsage, "unknown command"},
 		{"status --http 127.0.0.1:1", exitFailure, "connection refused"},
 		{"verify", exitUsage, "requires at least 1 arg"},

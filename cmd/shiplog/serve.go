@@ -35,7 +35,11 @@ func newServe() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return fail(serve(cmd.Context(), cfg))
+			err = serve(cmd.Context(), cfg)
+			if errors.Is(err, engine.ErrInvalidOption) {
+				return err // what a flag says, found by who opens the database
+			}
+			return fail(err)
 		},
 	}
 	flags.Register(cmd.Flags())

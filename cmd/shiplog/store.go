@@ -113,7 +113,11 @@ func (s store) Len() (int64, error) {
 	if s.db.KeepsLogOnly() {
 		return 0, resp.ErrLogOnly
 	}
-	return int64(s.db.Stats().Keys), nil
+	stats := s.db.Stats()
+	if stats.Loading {
+		return 0, mapError(engine.ErrLoading)
+	}
+	return int64(stats.Keys), nil
 }
 
 // Now is log time, by which the engine judges expiry. It may be ahead of the wall clock, or behind after that was set.
