@@ -152,10 +152,12 @@ func sendBare(ln net.Listener, log *wal.Log, end wal.LSN) {
 		if err != nil {
 			return
 		}
-		if _, err := log.SendTo(c, 0, end); err != nil {
-			fmt.Fprintln(os.Stderr, "send:", err)
-		}
-		_ = c.Close()
+		go func() { // ends with what it sends
+			if _, err := log.SendTo(c, 0, end); err != nil {
+				fmt.Fprintln(os.Stderr, "send:", err)
+			}
+			_ = c.Close()
+		}()
 	}
 }
 

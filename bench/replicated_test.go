@@ -61,7 +61,7 @@ func BenchmarkReplicated(b *testing.B) {
 	if testing.Short() {
 		slice = 5
 	}
-	for _, rule := range []engine.Level{engine.Received(1), engine.Replicated(1)} {
+	for _, rule := range []engine.Level{engine.Received(1), engine.Replicated(1), engine.Applied(1)} {
 		for _, writers := range []int{1, 8, 64} {
 			b.Run(fmt.Sprintf("rule=%v/writers=%d", rule, writers), func(b *testing.B) {
 				pair, alone := startPair(b, rule), open(b, nil)

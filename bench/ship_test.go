@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -65,9 +66,15 @@ func (s source) dial(ctx context.Context, addr string) (net.Conn, error) {
 
 // receiveBare takes the bytes of the source's log over a bare connection and drops them.
 func (s source) receiveBare(b *testing.B) {
+	if err := s.receive(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (s source) receive() error {
 	c, err := s.dial(context.Background(), s.bare)
 	if err != nil {
-		b.Fatal(err)
+		return err
 	}
 	defer func() { _ = c.Close() }() // only read from
 	buf := make([]byte, 256<<10)
@@ -78,8 +85,9 @@ func (s source) receiveBare(b *testing.B) {
 		total += n
 	}
 	if err != io.EOF || total != int(s.end) {
-		b.Fatalf("%d bytes of %v: %v", total, s.end, err)
+		return fmt.Errorf("%d bytes of %v: %w", total, s.end, err)
 	}
+	return nil
 }
 
 // bareFile writes size bytes into a new file whose blocks are allocated, and syncs it.
@@ -126,52 +134,59 @@ func (n logNode) FollowMark(committed wal.LSN, _ int64) error {
 type catchUp struct{ received, durable, applied float64 }
 
 // follow feeds a new follower in dir, an engine or a log alone, until it has everything.
-func (s source) follow(b *testing.B, dir string, apply bool) (c catchUp) {
+func (s source) follow(b *testing.B, dir string, apply bool) catchUp {
+	c, err := s.catchUp(dir, apply)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+func (s source) catchUp(dir string, apply bool) (c catchUp, err error) {
 	var node ship.FollowerNode
 	var closeNode func() error
 	if apply {
 		db, err := engine.Open(dir, &engine.Options{Follower: true})
 		if err != nil {
-			b.Fatal(err)
+			return c, err
 		}
 		node, closeNode = db, db.Close
 	} else {
 		log, err := wal.Open(dir, nil)
 		if err != nil {
-			b.Fatal(err)
+			return c, err
 		}
 		node, closeNode = logNode{log}, log.Close
 	}
+	defer func() { err = errors.Join(err, closeNode()) }()
 	f, err := ship.NewFollower(node, &ship.FollowerOptions{
 		Observer: true, Secret: secret, Dial: func(ctx context.Context) (net.Conn, error) { return s.dial(ctx, s.addr) },
 	})
 	if err != nil {
-		b.Fatal(err)
+		return c, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
 	done := make(chan error, 1)
 	began := time.Now()
 	go func() { done <- f.Run(ctx) }() // ended by cancel
-	reaches := func(mark func() wal.LSN) float64 {
-		for mark() < s.end {
-			if time.Since(began) > 5*time.Minute {
-				b.Fatalf("stands at %v of %v", mark(), s.end)
-			}
+	for _, m := range []struct {
+		took *float64
+		mark func() wal.LSN
+	}{{&c.received, node.Log().Head}, {&c.durable, node.Log().Durable}, {&c.applied, node.Applied}} {
+		for m.mark() < s.end && ctx.Err() == nil {
 			time.Sleep(200 * time.Microsecond)
 		}
-		return time.Since(began).Seconds()
+		*m.took = time.Since(began).Seconds()
 	}
-	c.received = reaches(node.Log().Head)
-	c.durable = reaches(node.Log().Durable)
-	c.applied = reaches(node.Applied)
+	if at := node.Applied(); at < s.end {
+		err = fmt.Errorf("stands at %v of %v", at, s.end)
+	}
 	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		b.Fatal(err)
+	if e := <-done; !errors.Is(e, context.Canceled) {
+		err = errors.Join(err, e)
 	}
-	if err := closeNode(); err != nil {
-		b.Fatal(err)
-	}
-	return c
+	return c, err
 }
 
 // rates collects figures of rounds and reports their medians.

@@ -233,6 +233,11 @@ func (db *DB) AwaitsReceipt() bool {
 	return Level(db.marks.ruleLevel.Load()).kind() < levelReplicated
 }
 
+// AwaitsVisibility reports whether the commit rule asks for what followers' readers see.
+func (db *DB) AwaitsVisibility() bool {
+	return Level(db.marks.ruleLevel.Load()).kind() == levelApplied
+}
+
 // admit holds a write back while its rule cannot be met or too much is unconfirmed. Nothing has
 // been written when it returns an error.
 func (db *DB) admit(ctx context.Context, c *commit) error {

@@ -417,6 +417,12 @@ func (l *Leader) Renew() {
 	}
 }
 
+// awaitsVisibility reports whether voters are to hear at once what is committed, because writes wait until they show it.
+func (l *Leader) awaitsVisibility() bool {
+	h, ok := l.node.(VisibilityAwaiter)
+	return ok && h.AwaitsVisibility()
+}
+
 // awaitsReceipt reports whether voters are to acknowledge what they have received before they sync it.
 func (l *Leader) awaitsReceipt() bool {
 	h, ok := l.node.(SyncHinter)

@@ -117,6 +117,13 @@ type ReadLender interface {
 	ReleaseRead()
 }
 
+// VisibilityAwaiter is implemented by nodes that know whether writes wait for what followers' readers see. The method does not block.
+type VisibilityAwaiter interface {
+	// AwaitsVisibility reports whether the commit rule asks for that. Then a leader sends marks, and a follower tells what has become visible, at
+	// once, else within some milliseconds.
+	AwaitsVisibility() bool
+}
+
 // ReadLease is how long a follower that returns the probe of a [Mark] with Lease grants no promise, counted from when it received it.
 const ReadLease = time.Second
 

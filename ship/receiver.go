@@ -23,7 +23,7 @@ const (
 	// receiveBuffers is how many of them there are at the most. With two, the receiving and the appending goroutine
 	// wait for each other at each chunk.
 	receiveBuffers = 8
-	// lazyAck is how long news of visibility alone may wait: nobody does.
+	// lazyAck is how long news of visibility alone may wait where no write does.
 	lazyAck = 5 * time.Millisecond
 	// behindAck is the least time between two acknowledgements while the upstream has more to send.
 	behindAck = 2 * time.Millisecond
@@ -62,10 +62,11 @@ type receiver struct {
 	syncing  atomic.Bool // the receiving goroutine syncs, and acknowledges right after it
 	behind   atomic.Bool // the upstream has more to send: nobody waits for acknowledgements
 	echo     atomic.Uint64
-	tell     chan struct{} // one token: look for news
-	syncSoon chan struct{} // one token: sync within SyncDelay
-	syncNow  chan struct{} // one token: sync
-	lender   ReadLender    // nil: the upstream wants no leases
+	tell     chan struct{}     // one token: look for news
+	syncSoon chan struct{}     // one token: sync within SyncDelay
+	syncNow  chan struct{}     // one token: sync
+	lender   ReadLender        // nil: the upstream wants no leases
+	shows    VisibilityAwaiter // nil: no write waits for this node's readers
 
 	sendMu   sync.Mutex // guards the sending half and the fields below
 	out      []byte
@@ -99,6 +100,7 @@ func newReceiver(f *Follower, c *conn, w *Welcome) *receiver {
 	if w.Features&FeatureReadLease != 0 {
 		r.lender, _ = f.node.(ReadLender)
 	}
+	r.shows, _ = f.node.(VisibilityAwaiter)
 	if r.heartbeat == 0 {
 		r.heartbeat = time.Duration(w.HeartbeatMS) * time.Millisecond
 	}
@@ -502,7 +504,16 @@ func (r *receiver) positions() Positions {
 func (r *receiver) news() urgency {
 	r.sendMu.Lock()
 	defer r.sendMu.Unlock()
-	return urgent(r.told, r.positions())
+	return r.urgency(r.positions())
+}
+
+// urgency says how soon the upstream must be told of positions. sendMu is held.
+func (r *receiver) urgency(p Positions) urgency {
+	u := urgent(r.told, p)
+	if u == lazily && r.shows != nil && r.shows.AwaitsVisibility() {
+		return atOnce
+	}
+	return u
 }
 
 // ack tells the upstream where this node is, if that has changed or force is set.
@@ -513,7 +524,7 @@ func (r *receiver) ack(force bool) error {
 		return net.ErrClosed // a write before has failed
 	}
 	p := r.positions()
-	switch urgent(r.told, p) {
+	switch r.urgency(p) {
 	case atOnce:
 	default:
 		if !force {

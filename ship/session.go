@@ -218,11 +218,11 @@ func (s *session) send(sub <-chan struct{}) error {
 	}
 }
 
-// paced holds the sender back after a notification when nobody waits for what it would send: marks, bytes for
+// paced holds the sender back after a notification when nobody waits for what it would send: marks, unless writes wait until they are visible on followers, bytes for
 // followers that do not count, and voters' bytes where [Leader.Push] sends them. Under load that makes one message
 // of many. It returns false when the session has ended.
 func (s *session) paced(t *time.Timer) bool {
-	if s.voter.Load() && !s.l.pushed.Load() {
+	if s.voter.Load() && (!s.l.pushed.Load() || s.l.awaitsVisibility()) {
 		return true
 	}
 	s.sendMu.Lock()

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,8 +26,6 @@ type Network struct {
 	mu    sync.RWMutex // guards all below
 	hosts []*Host      // by the last byte of their address, less 1
 	links map[[2]*Host]*link
-
-	delivered, cut, lost, overflowed, bytes atomic.Int64
 }
 
 // Host is a network namespace. Its methods may be called by several goroutines at once.
@@ -269,9 +266,22 @@ func (n *Network) Heal() {
 	}
 }
 
-// Counts returns what became of the packets.
-func (n *Network) Counts() Counts {
-	return Counts{n.delivered.Load(), n.cut.Load(), n.lost.Load(), n.overflowed.Load(), n.bytes.Load()}
+// Counts returns what became of all packets.
+func (n *Network) Counts() (c Counts) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, l := range n.links {
+		l.count(&c)
+	}
+	return c
+}
+
+// CountsOf returns what became of the packets from one host to another.
+func (n *Network) CountsOf(from, to *Host) (c Counts) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	n.links[[2]*Host{from, to}].count(&c)
+	return c
 }
 
 type packet struct {
@@ -285,10 +295,22 @@ type link struct {
 	to    *Host
 	queue chan packet
 
-	mu   sync.Mutex // guards set, free, and the order of queue
-	set  Link
-	free time.Time // when what was sent so far has left
-	last time.Time // when what was sent so far arrives
+	mu     sync.Mutex // guards all below, and the order of queue
+	set    Link
+	free   time.Time // when what was sent so far has left
+	last   time.Time // when what was sent so far arrives
+	counts Counts
+}
+
+// count adds what became of the link's packets.
+func (l *link) count(c *Counts) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.Delivered += l.counts.Delivered
+	c.Cut += l.counts.Cut
+	c.Lost += l.counts.Lost
+	c.Overflowed += l.counts.Overflowed
+	c.Bytes += l.counts.Bytes
 }
 
 func (l *link) change(s Link) {
@@ -304,10 +326,10 @@ func (l *link) send(p []byte) {
 	s := &l.set
 	switch {
 	case s.Cut:
-		l.n.cut.Add(1)
+		l.counts.Cut++
 		return
 	case s.Loss > 0 && rand.Float64() < s.Loss:
-		l.n.lost.Add(1)
+		l.counts.Lost++
 		return
 	}
 	now := time.Now()
@@ -321,7 +343,7 @@ func (l *link) send(p []byte) {
 			leaves = l.free
 		}
 		if leaves.Sub(now) > queue {
-			l.n.overflowed.Add(1)
+			l.counts.Overflowed++
 			return
 		}
 		leaves = leaves.Add(time.Duration(int64(len(p)) * int64(time.Second) / s.Rate))
@@ -339,17 +361,17 @@ func (l *link) send(p []byte) {
 	select {
 	case l.queue <- packet{due, p}:
 	default:
-		l.n.overflowed.Add(1)
+		l.counts.Overflowed++
 	}
 }
 
-// deliver hands a packet to its host's kernel.
+// deliver hands a packet to its host's kernel. l.mu is held.
 func (l *link) deliver(p []byte) {
 	if _, err := l.to.tun.Write(p); err != nil {
 		return // the end, or a kernel that has no room: lost
 	}
-	l.n.delivered.Add(1)
-	l.n.bytes.Add(int64(len(p)))
+	l.counts.Delivered++
+	l.counts.Bytes += int64(len(p))
 }
 
 // run delivers what waits until the network is closed.
@@ -380,7 +402,7 @@ func (l *link) arrive(p []byte) {
 	l.mu.Lock() // once a link is cut nothing arrives
 	defer l.mu.Unlock()
 	if l.set.Cut {
-		l.n.cut.Add(1)
+		l.counts.Cut++
 		return
 	}
 	l.deliver(p)

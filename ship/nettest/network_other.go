@@ -30,6 +30,7 @@ func (n *Network) Set(_, _ *Host, _ Link)                {}                     
 func (n *Network) SetBoth(_, _ *Host, _ Link)            {}                       // SetBoth changes the links of two hosts in both directions.
 func (n *Network) Heal()                                 {}                       // Heal has all links deliver everything at once.
 func (n *Network) Counts() Counts                        { return Counts{} }      // Counts returns what became of the packets.
+func (n *Network) CountsOf(_, _ *Host) Counts            { return Counts{} }      // CountsOf returns what became of the packets from one host to another.
 func (h *Host) In(func() error) error                    { return errLinux }      // In runs fn on the host.
 func (h *Host) Start(*exec.Cmd) error                    { return errLinux }      // Start starts a command on the host.
 func (h *Host) Sysctl(string, string) error              { return errLinux }      // Sysctl writes a setting of the host's network.
