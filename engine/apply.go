@@ -339,6 +339,9 @@ func (db *DB) StartOver() error {
 	case db.log.Empty():
 		return nil
 	}
+	if err := db.log.Err(); err != nil { // it cannot be emptied: the index keeps what it shows
+		return fmt.Errorf("start over: %w", err)
+	}
 	db.applier.stop()
 	defer func() { db.applier = db.startApplier(db.marks.indexedLSN()) }()
 	m := &db.marks

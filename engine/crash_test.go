@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"syscall"
 	"testing"
 
 	"shiplog/engine"
@@ -297,4 +298,34 @@ func TestCrashWhileAnEpochBegins(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestFollowWithAFailedDisk: a leader whose log cannot be synced any more follows when it is told to, says what is wrong, answers reads, and refuses
+// to lead again, to be cut and to start over.
+func TestFollowWithAFailedDisk(t *testing.T) {
+	disk := waltest.NewDisk()
+	db := open(t, "db", &engine.Options{FS: disk, Commit: engine.Written})
+	mustPut(t, db, "a", "1")
+	if _, err := db.Log().Sync(); err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, db, "b", "2")
+	disk.Inject(waltest.Fault{Op: waltest.OpSync, Path: "*.seg", Times: waltest.Forever, Err: syscall.EIO})
+	if err := db.Follow(ctx); !errors.Is(err, syscall.EIO) && !errors.Is(err, engine.ErrPoisoned) {
+		t.Fatalf("Follow: %v", err)
+	}
+	if db.Role() != engine.Follower {
+		t.Fatalf("it is the %v", db.Role())
+	}
+	wantGet(t, db.Get, "a", "1")
+	for what, do := range map[string]func() error{
+		"promote":    func() error { return db.Promote(ctx) },
+		"cut":        func() error { return db.CutLog(db.Log().BatchEnd()) },
+		"start over": db.StartOver,
+	} {
+		if err := do(); !errors.Is(err, engine.ErrPoisoned) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	wantGet(t, db.Get, "a", "1")
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -293,7 +294,8 @@ func (db *DB) position(lsn wal.LSN) Position {
 }
 
 // Follow makes this node a follower: writes are refused from the call on, those in flight end, and
-// package ship may feed it. A follower stays one.
+// package ship may feed it. A follower stays one. Where the log's last bytes cannot be synced it says so, and the node follows all the same, with
+// a log that takes nothing until it is reopened.
 func (db *DB) Follow(ctx context.Context) error {
 	db.roleMu.Lock()
 	defer db.roleMu.Unlock()
@@ -304,9 +306,7 @@ func (db *DB) Follow(ctx context.Context) error {
 		return nil
 	}
 	db.drain()
-	if _, err := db.log.Sync(); err != nil {
-		return err
-	}
+	_, err := db.log.Sync()
 	m := &db.marks
 	m.mu.Lock()
 	m.failWaiters(&OutcomeError{Cause: ErrReadOnly})
@@ -318,7 +318,7 @@ func (db *DB) Follow(ctx context.Context) error {
 	}
 	db.slots.forgetGone()
 	db.becomeFollower()
-	return ctx.Err()
+	return cmp.Or(err, ctx.Err())
 }
 
 // drain waits until all that was in the pipeline has been appended or refused. It is called when writes are refused: what
