@@ -146,7 +146,10 @@ type gate struct {
 	shut bool
 	over bool
 	left int // bytes that still come back before it shuts by itself; 0: any number
-	wg   sync.WaitGroup
+	came int // bytes that have come back
+
+	conns []net.Conn
+	wg    sync.WaitGroup
 }
 
 func startGate(t testing.TB, to string) *gate {
@@ -157,7 +160,6 @@ func startGate(t testing.TB, to string) *gate {
 	}
 	g := &gate{ln: ln}
 	g.open = sync.NewCond(&g.mu)
-	var conns []net.Conn // guarded by g.mu
 	g.wg.Go(func() {
 		for {
 			c, err := ln.Accept()
@@ -170,7 +172,7 @@ func startGate(t testing.TB, to string) *gate {
 				continue
 			}
 			g.mu.Lock()
-			conns = append(conns, c, far)
+			g.conns = append(g.conns, c, far)
 			g.mu.Unlock()
 			g.wg.Go(func() { g.copy(far, c, false) })
 			g.wg.Go(func() { g.copy(c, far, true) })
@@ -180,14 +182,22 @@ func startGate(t testing.TB, to string) *gate {
 		ln.Close()
 		g.mu.Lock()
 		g.over = true
-		for _, c := range conns {
-			c.Close()
-		}
 		g.mu.Unlock()
-		g.open.Broadcast()
+		g.hangUp()
 		g.wg.Wait()
 	})
 	return g
+}
+
+// hangUp ends all connections.
+func (g *gate) hangUp() {
+	g.mu.Lock()
+	for _, c := range g.conns {
+		c.Close()
+	}
+	g.conns = nil
+	g.mu.Unlock()
+	g.open.Broadcast()
 }
 
 func (g *gate) copy(to, from net.Conn, back bool) {
@@ -200,6 +210,9 @@ func (g *gate) copy(to, from net.Conn, back bool) {
 			g.open.Wait()
 		}
 		over := g.over
+		if back {
+			g.came += n
+		}
 		if back && g.left > 0 {
 			g.left = max(0, g.left-n)
 			g.shut = g.left == 0
