@@ -90,7 +90,7 @@ func (f *Follower) Run(ctx context.Context) error {
 			f.opts.Logger.Error("follower stopped", "upstream", f.opts.Upstream, "error", err)
 			return err
 		}
-		if streamed || errors.Is(err, errCut) {
+		if streamed || errors.Is(err, errCut) || errors.Is(err, errGapFilled) {
 			pause = f.opts.BackoffMin
 		}
 		// Half of the pause is random, so that followers that lost one leader do not come back as one.
@@ -116,7 +116,7 @@ func (f *Follower) follow(ctx context.Context) (streamed bool, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	defer stop()
 	c := newConn(nc, f.opts.Timeout)
-	w, err := f.join(c)
+	w, err := f.join(ctx, c)
 	if err != nil {
 		return false, err
 	}
@@ -151,7 +151,7 @@ func dialUpstream(ctx context.Context, o *FollowerOptions) (net.Conn, error) {
 }
 
 // join takes a connection through the handshake to a Welcome that this side has checked.
-func (f *Follower) join(c *conn) (*Welcome, error) {
+func (f *Follower) join(ctx context.Context, c *conn) (*Welcome, error) {
 	if err := c.nc.SetDeadline(time.Now().Add(f.opts.HandshakeTimeout)); err != nil {
 		return nil, ioError("handshake", err)
 	}
@@ -190,6 +190,9 @@ func (f *Follower) join(c *conn) (*Welcome, error) {
 		case CodeDiverged:
 			return nil, f.cut(j, e)
 		case CodeTrimmed:
+			if f.fillGap(ctx, e) {
+				return nil, errGapFilled
+			}
 			return nil, f.startOver(j, e)
 		}
 		return nil, e

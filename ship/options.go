@@ -73,6 +73,9 @@ type FollowerOptions struct {
 	Name, Addr string
 	// Observer: never to be counted by the commit rule.
 	Observer bool
+	// Siblings, when set, lists host:port of other nodes that serve the same log, and how they are called. When the upstream has given up
+	// what comes next in this log, it is copied from the first of them that still has it, and this node does not start over.
+	Siblings func() ([]string, *CallOptions)
 	// Candidate is the epoch that this node is about to lead. An upstream that has promised it sends all that it has, committed or not.
 	Candidate wal.Epoch
 	// Database, when set, is the only one that an empty log takes up.

@@ -103,6 +103,7 @@ func (n *node) endFollowing() {
 func (n *node) newFollower(addr string, candidate wal.Epoch) (*ship.Follower, error) {
 	o := ship.FollowerOptions{
 		Upstream: addr, Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS, Name: n.cfg.Name, Addr: n.shipAddr, Logger: n.log, Candidate: candidate,
+		Siblings: func() ([]string, *ship.CallOptions) { return n.repairs.peers(), n.callOptions() },
 	}
 	if n.dial != nil {
 		o.TLS, o.Dial = nil, func(ctx context.Context) (net.Conn, error) { return n.dial(ctx, addr) }
