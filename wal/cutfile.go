@@ -24,12 +24,12 @@ func ReadCut(fsys vfs.FS, path string, fn func(f Frame, raw []byte) error) error
 	}
 	file, err := fsys.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
-		return fmt.Errorf("%w: open %s: %w", ErrIO, path, err)
+		return &IOError{Path: path, Err: err}
 	}
 	defer file.Close() //nolint:errcheck // opened for reading
 	size, err := file.Size()
 	if err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrIO, path, err)
+		return &IOError{Path: path, Err: err}
 	}
 	bad := func(at LSN, reason string) error {
 		return &CorruptError{Path: path, LSN: at, Offset: HeaderSize + int64(at-from), Reason: reason}
@@ -39,7 +39,10 @@ func ReadCut(fsys vfs.FS, path string, fn func(f Frame, raw []byte) error) error
 	}
 	read := func(n int, off int64) ([]byte, error) {
 		p := make([]byte, n)
-		return p, readFull(file, p, off)
+		if err := readFull(file, p, off); err != nil {
+			return nil, &IOError{Path: path, LSN: from + LSN(max(off-HeaderSize, 0)), Offset: off, Err: err}
+		}
+		return p, nil
 	}
 	var h Header
 	b, err := read(HeaderSize, 0)

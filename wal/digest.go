@@ -139,7 +139,7 @@ func (l *Log) frameHeader(s *segment, at LSN) (m frameMeta, err error) {
 	off := int64(at - s.base())
 	if h.data != nil {
 		copy(b[:], h.data[off:])
-	} else if err := readFull(h.file, b[:], off); err != nil {
+	} else if err := h.read(b[:], off); err != nil {
 		return m, err
 	}
 	if !getFrame(b[:], &m, binder(s.header.Salt, at)) {

@@ -50,7 +50,7 @@ var (
 	ErrTrimmed = errors.New("wal: position is below the tail")
 	// ErrBeyondEnd is returned for positions at or past the head.
 	ErrBeyondEnd = errors.New("wal: position is past the head")
-	// ErrIO is returned when the medium fails under a read: a read error, or a fault of the memory map.
+	// ErrIO is returned when the medium fails under a read: a read error, or a fault of the memory map. See [IOError].
 	ErrIO = errors.New("wal: I/O error")
 )
 
@@ -78,6 +78,25 @@ type CorruptError struct {
 	Reason string // what does not hold
 	Err    error  // cause, or nil
 }
+
+// IOError says where the medium has failed under a read. It matches [ErrIO].
+type IOError struct {
+	Path   string // file
+	LSN    LSN    // what was read begins here; for a fault of the map, the byte that could not be had. 0: no segment's file
+	Offset int64  // the same position in the file
+	Err    error  // cause
+}
+
+// Error implements error.
+func (e *IOError) Error() string {
+	return fmt.Sprintf("%v: %s offset %d (LSN %s): %v", ErrIO, e.Path, e.Offset, e.LSN, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *IOError) Unwrap() error { return e.Err }
+
+// Is reports whether target is [ErrIO].
+func (e *IOError) Is(target error) bool { return target == ErrIO }
 
 // Error implements error.
 func (e *CorruptError) Error() string {

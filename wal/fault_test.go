@@ -403,6 +403,10 @@ func TestBadSectors(t *testing.T) {
 				ok++
 			case errors.Is(err, wal.ErrIO):
 				failed++
+				var e *wal.IOError
+				if !errors.As(err, &e) || e.Path != name || e.LSN != wal.LSN(e.Offset) || e.Offset < 8192-2000 || e.Offset >= 8192+4096 {
+					t.Errorf("item at %v: the error does not say where: %v", it.start, err)
+				}
 			default:
 				t.Errorf("item at %v: %v", it.start, err)
 			}

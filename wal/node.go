@@ -197,19 +197,26 @@ func syncAbove(fsys vfs.FS, dir string) error {
 	}
 }
 
-// readFile reads a small file; one longer than limit is cut there.
-func readFile(fsys vfs.FS, name string, limit int) ([]byte, error) {
+// readFile reads a small file; one longer than limit is cut there. A file that is not there, or that this user may not read, is
+// said as the system says it; all else is an [IOError].
+func readFile(fsys vfs.FS, name string, limit int) (b []byte, err error) {
 	f, err := fsys.OpenFile(name, os.O_RDONLY, 0)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // opened to be read only
-	size, err := f.Size()
-	if err != nil {
-		return nil, err
+	if err == nil {
+		defer func() { _ = f.Close() }() // opened to be read only
+		var size int64
+		if size, err = f.Size(); err == nil {
+			b = make([]byte, min(size, int64(limit)))
+			err = readFull(f, b, 0)
+		}
 	}
-	b := make([]byte, min(size, int64(limit)))
-	return b, readFull(f, b, 0)
+	if err != nil {
+		base, _ := parseSegmentName(filepath.Base(name))
+		return nil, &IOError{Path: name, LSN: base, Err: err}
+	}
+	return b, nil
 }
 
 // spaceError makes a full disk known by ErrNoSpace.

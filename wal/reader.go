@@ -62,7 +62,7 @@ func (s *segment) validate(h *handle, at LSN, m *frameMeta, scratch *[]byte) ([]
 		data = h.data[off:]
 	} else {
 		*scratch = sized(*scratch, FrameHeaderSize)
-		if err := readFull(h.file, *scratch, off); err != nil {
+		if err := h.read(*scratch, off); err != nil {
 			return nil, err
 		}
 		data = *scratch
@@ -79,7 +79,7 @@ func (s *segment) validate(h *handle, at LSN, m *frameMeta, scratch *[]byte) ([]
 	size := frameSize(int(m.stored))
 	if h.data == nil {
 		*scratch = sized(*scratch, size)
-		if err := readFull(h.file, *scratch, off); err != nil {
+		if err := h.read(*scratch, off); err != nil {
 			return nil, err
 		}
 		data = *scratch
@@ -404,5 +404,5 @@ func (l *Log) readSegment(s *segment, p []byte, off int64) (err error) {
 		copy(p, h.data[off:])
 		return nil
 	}
-	return readFull(h.file, p, off)
+	return h.read(p, off)
 }

@@ -209,7 +209,7 @@ func (l *Log) listSegments() (segs []*segment, stray []string, err error) {
 		s := &segment{path: path}
 		b, err := readFile(l.opts.FS, path, HeaderSize)
 		if err != nil {
-			return nil, nil, fmt.Errorf("%w: read header of %s: %w", ErrIO, path, err)
+			return nil, nil, fmt.Errorf("read segment header: %w", err)
 		}
 		if err := s.header.Unmarshal(b); err != nil {
 			if errors.Is(err, ErrVersion) {
@@ -450,12 +450,12 @@ func (s *scanned) walk(seg *segment) string {
 func (l *Log) segmentBytes(s *segment) ([]byte, error) {
 	f, err := l.opts.FS.OpenFile(s.path, os.O_RDONLY, 0)
 	if err != nil {
-		return nil, fmt.Errorf("%w: open segment %s: %w", ErrIO, s.path, err)
+		return nil, s.ioError(0, err)
 	}
 	defer func() { _ = f.Close() }() // opened to be read only
 	b := make([]byte, s.header.SegmentSize)
 	if err := readFull(f, b, 0); err != nil {
-		return nil, fmt.Errorf("read segment %s: %w", s.path, err)
+		return nil, s.ioError(0, err)
 	}
 	return b, nil
 }

@@ -88,7 +88,7 @@ func (l *Log) replace(s *segment, image, mended []byte, n int) (changed int64, e
 			continue
 		}
 		if _, err := h.file.WriteAt(mended[off:end], int64(off)); err != nil {
-			return changed, fmt.Errorf("%w: repair segment %s: %w", ErrIO, s.path, err)
+			return changed, fmt.Errorf("repair: %w", s.ioError(int64(off), err))
 		}
 		changed += int64(end - off)
 	}
@@ -150,12 +150,12 @@ func (l *Log) image(s *segment, limit LSN, drop bool) (image []byte, err error) 
 	}
 	image = make([]byte, s.header.SegmentSize)
 	held := image[:limit-s.base()]
-	if readFull(h.file, held, 0) == nil {
+	if h.read(held, 0) == nil {
 		return image, nil
 	}
 	for off := 0; off < len(held); off += repairBlock {
 		p := held[off:min(off+repairBlock, len(held))]
-		if readFull(h.file, p, int64(off)) != nil {
+		if h.read(p, int64(off)) != nil {
 			clear(p)
 		}
 	}

@@ -26,7 +26,7 @@ func (l *Log) FrameFrom(at LSN) (_ LSN, err error) {
 	data := h.data
 	if data == nil {
 		data = make([]byte, s.header.SegmentSize)
-		if err := readFull(h.file, data[off:end], off); err != nil {
+		if err := h.read(data[off:end], off); err != nil {
 			return 0, err
 		}
 	}

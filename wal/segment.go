@@ -75,6 +75,7 @@ func (sl *segList) last() *segment {
 type handle struct {
 	pins    atomic.Int64
 	retired atomic.Bool // close when the last pin goes
+	seg     *segment    // whose file it is; nil: a probe's
 	file    vfs.File
 	m       vfs.Mapping // nil: not mapped, use pread
 	data    []byte      // of m
@@ -144,7 +145,24 @@ func (h *handle) fault(r any) error {
 	if a := e.Addr(); a < start || a-start >= uintptr(len(h.data)) {
 		return nil
 	}
-	return fmt.Errorf("%w: map fault at offset %d: %w", ErrIO, e.Addr()-start, e)
+	off := int64(e.Addr() - start)
+	if h.seg == nil {
+		return fmt.Errorf("%w: map fault at offset %d: %w", ErrIO, off, e)
+	}
+	return h.seg.ioError(off, fmt.Errorf("map fault: %w", e))
+}
+
+// read reads len(p) bytes of the segment at off, without the map.
+func (h *handle) read(p []byte, off int64) error {
+	if err := readFull(h.file, p, off); err != nil {
+		return h.seg.ioError(off, err)
+	}
+	return nil
+}
+
+// ioError names a failure of the medium in the segment's file.
+func (s *segment) ioError(off int64, err error) error {
+	return &IOError{Path: s.path, LSN: s.base() + LSN(off), Offset: off, Err: err}
 }
 
 // handles opens segment files on first use and keeps at most max of them open. It is shared by all segments of a log.
@@ -200,9 +218,9 @@ func (c *handles) openLocked(s *segment) (*handle, error) {
 		f, err = c.fs.OpenFile(s.path, flag, 0)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: open segment %s: %w", ErrIO, s.path, err)
+		return nil, s.ioError(0, err)
 	}
-	h := &handle{file: f}
+	h := &handle{seg: s, file: f}
 	if !c.noMap && len(c.open) < c.max {
 		m, err := f.Map(s.header.SegmentSize, !c.readOnly)
 		for err != nil && c.evictLocked() {
@@ -288,8 +306,8 @@ func readFull(f vfs.File, p []byte, off int64) error {
 		clear(p[n:])
 		return nil
 	}
-	if err != nil && n < len(p) {
-		return fmt.Errorf("%w: %w", ErrIO, err)
+	if n < len(p) {
+		return err
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ func (l *Log) sendSegment(c net.Conn, s *segment, from, to LSN) (sent int64, err
 	buf := make([]byte, min(n, sendPiece))
 	for sent < n {
 		p := buf[:min(n-sent, sendPiece)]
-		if err := readFull(h.file, p, off+sent); err != nil {
+		if err := h.read(p, off+sent); err != nil {
 			return sent, err
 		}
 		k, err := c.Write(p)

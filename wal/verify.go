@@ -124,7 +124,7 @@ func (v *verifier) segments(names []string) error {
 		path := filepath.Join(v.dir, "log", name)
 		b, err := readFile(v.opts.FS, path, HeaderSize)
 		if err != nil {
-			return fmt.Errorf("%w: read header of %s: %w", ErrIO, path, err)
+			return fmt.Errorf("read segment header: %w", err)
 		}
 		h := new(Header)
 		if err := h.Unmarshal(b); err == nil {
@@ -198,7 +198,7 @@ func (v *verifier) segment(s *segment, h *Header, tail bool) error {
 	if v.first.SegmentSize <= 0 {
 		return nil
 	}
-	if err := v.load(s.path); err != nil {
+	if err := v.load(s); err != nil {
 		return err
 	}
 	if h == nil {
@@ -219,15 +219,15 @@ func (v *verifier) segment(s *segment, h *Header, tail bool) error {
 }
 
 // load reads a whole segment file into the buffer.
-func (v *verifier) load(path string) error {
-	f, err := v.opts.FS.OpenFile(path, os.O_RDONLY, 0)
+func (v *verifier) load(s *segment) error {
+	f, err := v.opts.FS.OpenFile(s.path, os.O_RDONLY, 0)
 	if err != nil {
-		return fmt.Errorf("%w: open segment: %w", ErrIO, err)
+		return s.ioError(0, err)
 	}
 	defer f.Close() //nolint:errcheck // opened for reading
 	v.buf = sized(v.buf, int(v.first.SegmentSize))
 	if err := readFull(f, v.buf, 0); err != nil {
-		return fmt.Errorf("read segment %s: %w", path, err)
+		return s.ioError(0, err)
 	}
 	return nil
 }
