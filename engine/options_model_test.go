@@ -60,7 +60,7 @@ func TestModelOverOptions(t *testing.T) {
 // randomOptions chooses whatever does not change what a database answers.
 func randomOptions(rng *rand.Rand) engine.Options {
 	one := func(of ...int64) int64 { return of[rng.IntN(len(of))] }
-	return engine.Options{
+	o := engine.Options{
 		Commit:       []engine.Level{engine.Durable, engine.Written, engine.Buffered}[rng.IntN(3)],
 		SegmentSize:  64 << 10 << rng.IntN(3),
 		Compression:  engine.Compression(rng.IntN(3)),
@@ -71,6 +71,10 @@ func randomOptions(rng *rand.Rand) engine.Options {
 		SortWhenIdle: rng.IntN(2) == 0,
 		ReadLeases:   rng.IntN(2) == 0,
 	}
+	if o.SpaceFactor >= 0 { // a snapshot may then have to give way to reclaim, whenever that comes: an answer of another kind
+		o.MaxPinned = 0
+	}
+	return o
 }
 
 // modelOp is one write: run does it, and apply says what it does to the model.
@@ -179,6 +183,7 @@ type modelNode struct {
 	opts    engine.Options
 	db      *engine.DB
 	m       model
+	armed   []*waltest.Injection
 	crashes int
 }
 
@@ -201,7 +206,19 @@ func (n *modelNode) open() {
 // arm lets the disk lose power at one of the next calls, from time to time.
 func (n *modelNode) arm() {
 	if n.rng.IntN(12) == 0 {
-		n.disk.Inject(waltest.Fault{Skip: n.rng.IntN(40), Crash: true})
+		n.armed = append(n.armed, n.disk.Inject(waltest.Fault{Skip: n.rng.IntN(40), Crash: true}))
+	}
+}
+
+// settle lets no power be lost from here on, by work in the background either, until arm is called again.
+func (n *modelNode) settle() {
+	n.t.Helper()
+	for _, in := range n.armed {
+		in.End()
+	}
+	n.armed = nil
+	if n.disk.Crashed() {
+		n.reopen()
 	}
 }
 
@@ -267,9 +284,7 @@ func (n *modelNode) reclaim() {
 
 func (n *modelNode) check() {
 	n.t.Helper()
-	if n.disk.Crashed() {
-		n.reopen()
-	}
+	n.settle()
 	if n.rng.IntN(2) == 0 {
 		n.db.SetCold()
 	}
@@ -289,9 +304,7 @@ type modelFollower struct {
 // catchUp copies what the leader has committed, compares, and crashes from time to time.
 func (f *modelFollower) catchUp() {
 	f.t.Helper()
-	if f.leader.disk.Crashed() {
-		f.leader.reopen()
-	}
+	f.leader.settle()
 	if f.rng.IntN(3) == 0 {
 		f.reopen()
 	}
