@@ -139,6 +139,7 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 				db.firstTail = tail
 				db.loadedAt.Store(loadingUntilConsistent)
 				db.idx.SetTail(tail)
+				db.idx.SetRemoved(tail)
 			}
 			r = db.newFrames(max(from, db.log.Tail()))
 		}

@@ -221,3 +221,56 @@ func TestExpiryEdges(t *testing.T) {
 		}
 	}
 }
+
+// TestDeletesOutliveARemovalThatFails: the tail has moved over a delete, and the index has forgotten it, before the files below
+// are removed. If that does not happen, and the next open finds them, what was deleted stays deleted.
+func TestDeletesOutliveARemovalThatFails(t *testing.T) {
+	const versions = 100 // that a table holds
+	defer engine.FreezeEvery(versions)()
+	disk := waltest.NewDisk()
+	opts := &engine.Options{FS: disk, SegmentSize: 64 << 10, SpaceFactor: -1, Compression: engine.NoCompression}
+	db := open(t, "db", opts)
+	fill := func(n int) {
+		for i := range n {
+			mustPut(t, db, fmt.Sprint("filler ", i%10), strings.Repeat("f", 5000))
+		}
+	}
+	flushed := func(runs int) {
+		t.Helper()
+		waitFor(t, "tables are written out", func() bool { s := db.Stats().Index; return s.Tables == 1 && s.Runs >= runs })
+	}
+	mustPut(t, db, "key", "value")
+	mustPut(t, db, "key of many", "value")
+	fill(versions)
+	flushed(1)
+	b := db.NewBatch()
+	b.Delete([]byte("key"))
+	b.DeleteRange([]byte("key "), []byte("key~"))
+	if _, err := db.Commit(ctx, b, engine.Default); err != nil {
+		t.Fatal(err)
+	}
+	deleted := db.Stats().Head
+	fill(20) // into another segment
+	disk.Inject(waltest.Fault{Op: waltest.OpRemove, Path: "*.seg", Times: waltest.Forever})
+	for db.IndexTail() < deleted {
+		if more, err := db.Reclaim(); err != nil || !more {
+			t.Fatal(more, err)
+		}
+	}
+	if s := db.Stats().Index; s.Tables != 1 || s.RunEnd > deleted {
+		t.Fatalf("the delete is in a run already: %+v", s)
+	}
+	fill(versions)
+	waitFor(t, "the delete is in a run", func() bool { return db.Stats().Index.RunEnd > deleted })
+	left := disk.Kill()
+	if err := db.Close(); err != nil {
+		t.Log(err)
+	}
+	opts.FS = left
+	db = open(t, "db", opts)
+	for _, key := range []string{"key", "key of many"} {
+		if v, err := db.Get([]byte(key)); !errors.Is(err, engine.ErrNotFound) {
+			t.Errorf("%s was deleted, and is there again: %q, %v", key, v, err)
+		}
+	}
+}

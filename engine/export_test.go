@@ -105,3 +105,6 @@ func (db *DB) IndexOverfull() bool { return db.indexOverfull() }
 
 // SetCold makes the next iterator believe that what it reads comes from the disk.
 func (db *DB) SetCold() { db.cold.Store(true) }
+
+// IndexTail is the LSN below which the index takes everything for dead.
+func (db *DB) IndexTail() wal.LSN { return db.idx.Tail() }

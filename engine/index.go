@@ -49,6 +49,7 @@ func (db *DB) openIndex(dir string) (from wal.LSN, err error) {
 	}
 	if !db.log.Empty() {
 		idx.SetTail(db.log.Tail())
+		idx.SetRemoved(db.log.Tail())
 	}
 	if from > 0 {
 		return from, db.takeMark(from, mark)

@@ -97,14 +97,18 @@ func (db *DB) trim() {
 		return
 	}
 	to, whole := db.releaseTo(to)
+	if to >= db.log.Tail() {
+		switch err := db.log.TrimBefore(to); {
+		case errors.Is(err, wal.ErrClosed):
+			return
+		case err != nil: // tried again by the next call
+			db.opts.Logger.Error("segments could not be removed", "error", err)
+			return
+		}
+		db.idx.SetRemoved(db.log.Tail())
+	}
 	if whole {
 		db.trims = slices.Delete(db.trims, 0, done)
-	}
-	if to < db.log.Tail() {
-		return
-	}
-	if err := db.log.TrimBefore(to); err != nil && !errors.Is(err, wal.ErrClosed) {
-		db.opts.Logger.Error("segments could not be removed", "error", err)
 	}
 }
 

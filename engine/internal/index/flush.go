@@ -169,13 +169,13 @@ func (r *openRun) discard() {
 // keeper decides which versions a run holds: the newest of each key, and those that someone who reads at an older position sees.
 type keeper struct {
 	pins   []uint64 // ascending
-	tail   uint64
+	tail   uint64   // of the log on the disk
 	bottom bool
 	kept   []memindex.Version
 }
 
 func (x *Index) keeper(to wal.LSN, bottom bool) *keeper {
-	k := &keeper{tail: x.tail.Load(), bottom: bottom}
+	k := &keeper{tail: x.gone.Load(), bottom: bottom}
 	for _, lsn := range x.o.Pins(nil, to) {
 		k.pins = append(k.pins, refOf(lsn))
 	}

@@ -41,6 +41,7 @@ type Index struct {
 	o     Options
 	state atomic.Pointer[state]
 	tail  atomic.Uint64 // refs below are dead
+	gone  atomic.Uint64 // the log below is not on the disk any more: what is known of refs below may be forgotten
 	floor atomic.Uint64 // for tables to come
 
 	mu       sync.Mutex // held by whoever replaces state
@@ -275,6 +276,19 @@ func (x *Index) SetTail(lsn wal.LSN) {
 	for {
 		old := x.tail.Load()
 		if at <= old || x.tail.CompareAndSwap(old, at) {
+			return
+		}
+	}
+}
+
+// SetRemoved says that the log below lsn is not on the disk any more, nor comes back with a loss of power. From then on runs
+// leave out what is below, deletes too. Before that they must not: were the log still there at the next Open, what a forgotten
+// delete has deleted would live again.
+func (x *Index) SetRemoved(lsn wal.LSN) {
+	at := refOf(lsn)
+	for {
+		old := x.gone.Load()
+		if at <= old || x.gone.CompareAndSwap(old, at) {
 			return
 		}
 	}
