@@ -145,25 +145,45 @@ func openTUN() (*os.File, error) {
 	return os.NewFile(uintptr(fd), device), nil
 }
 
+// turnOn are the flags of a device that is up.
+func turnOn(r *unix.Ifreq) error {
+	r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return nil
+}
+
+// turnOff are those of one that is down.
+func turnOff(r *unix.Ifreq) error {
+	r.SetUint16(0)
+	return nil
+}
+
+// deviceStep is one request about a device.
+type deviceStep struct {
+	device string
+	req    uint
+	set    func(r *unix.Ifreq) error
+}
+
 // configure gives the devices of the calling thread's namespace addresses and turns them on.
 func configure(last byte) error {
+	return ask(
+		deviceStep{device, unix.SIOCSIFMTU, func(r *unix.Ifreq) error { r.SetUint32(MTU); return nil }},
+		deviceStep{device, unix.SIOCSIFTXQLEN, func(r *unix.Ifreq) error { r.SetUint32(16 << 10); return nil }},
+		deviceStep{device, unix.SIOCSIFADDR, func(r *unix.Ifreq) error { return r.SetInet4Addr([]byte{10, 77, 0, last}) }},
+		deviceStep{device, unix.SIOCSIFNETMASK, func(r *unix.Ifreq) error { return r.SetInet4Addr([]byte{255, 255, 255, 0}) }},
+		deviceStep{device, unix.SIOCSIFFLAGS, turnOn},
+		deviceStep{"lo", unix.SIOCSIFFLAGS, turnOn},
+	)
+}
+
+// ask has the kernel take steps in the calling thread's namespace.
+func ask(steps ...deviceStep) error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = unix.Close(s) }() // nothing was sent
-	for _, step := range []struct {
-		device string
-		req    uint
-		set    func(r *unix.Ifreq) error
-	}{
-		{device, unix.SIOCSIFMTU, func(r *unix.Ifreq) error { r.SetUint32(MTU); return nil }},
-		{device, unix.SIOCSIFTXQLEN, func(r *unix.Ifreq) error { r.SetUint32(16 << 10); return nil }},
-		{device, unix.SIOCSIFADDR, func(r *unix.Ifreq) error { return r.SetInet4Addr([]byte{10, 77, 0, last}) }},
-		{device, unix.SIOCSIFNETMASK, func(r *unix.Ifreq) error { return r.SetInet4Addr([]byte{255, 255, 255, 0}) }},
-		{device, unix.SIOCSIFFLAGS, func(r *unix.Ifreq) error { r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING); return nil }},
-		{"lo", unix.SIOCSIFFLAGS, func(r *unix.Ifreq) error { r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING); return nil }},
-	} {
+	for _, step := range steps {
 		r, err := unix.NewIfreq(step.device)
 		if err == nil {
 			err = step.set(r)
@@ -176,6 +196,15 @@ func configure(last byte) error {
 		}
 	}
 	return nil
+}
+
+// Plug turns the host's device on, or off: then whatever is sent on it fails at once, and nothing is heard.
+func (h *Host) Plug(in bool) error {
+	set := turnOff
+	if in {
+		set = turnOn
+	}
+	return h.In(func() error { return ask(deviceStep{device, unix.SIOCSIFFLAGS, set}) })
 }
 
 // In runs fn with its thread in the host's namespace: sockets that fn makes itself, and processes that it starts, are the host's.

@@ -4,15 +4,18 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"shiplog/ship/nettest"
 )
@@ -26,22 +29,23 @@ func echo(t *testing.T, h *nettest.Host) (addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
+	var wg sync.WaitGroup
 	t.Cleanup(func() {
 		ln.Close()
-		<-done
+		wg.Wait()
 	})
-	go func() { // ends when ln is closed
-		defer close(done)
+	wg.Go(func() { // ends when ln is closed
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
-			io.Copy(c, c)
-			c.Close()
+			wg.Go(func() { // ends with the connection
+				io.Copy(c, c)
+				c.Close()
+			})
 		}
-	}()
+	})
 	return ln.Addr().String()
 }
 
@@ -138,4 +142,25 @@ func TestProcess(t *testing.T) {
 	if own, err := os.ReadFile("/proc/thread-self/net/dev"); err != nil || strings.Contains(string(own), "tun0") {
 		t.Errorf("outside: %v %s", err, own)
 	}
+}
+
+// TestPlug: a host whose device is off reaches nobody but itself, and is told so; connections live on when it is on again.
+func TestPlug(t *testing.T) {
+	n := nettest.New(t)
+	a, b := n.Host("a"), n.Host("b")
+	addr, own := echo(t, b), echo(t, a)
+	c := dial(t, a, addr)
+	exchange(t, c, 64)
+	if err := a.Plug(false); err != nil {
+		t.Fatal(err)
+	}
+	if far, err := a.DialContext(t.Context(), "tcp4", addr); !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("connects to %v, %v", far, err)
+	}
+	exchange(t, dial(t, a, own), 64)
+	if err := a.Plug(true); err != nil {
+		t.Fatal(err)
+	}
+	exchange(t, c, 64)
+	exchange(t, dial(t, b, own), 64)
 }

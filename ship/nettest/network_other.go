@@ -32,6 +32,7 @@ func (n *Network) Heal()                                 {}                     
 func (n *Network) Counts() Counts                        { return Counts{} }      // Counts returns what became of the packets.
 func (n *Network) CountsOf(_, _ *Host) Counts            { return Counts{} }      // CountsOf returns what became of the packets from one host to another.
 func (h *Host) In(func() error) error                    { return errLinux }      // In runs fn on the host.
+func (h *Host) Plug(bool) error                          { return errLinux }      // Plug turns the host's device on, or off.
 func (h *Host) Start(*exec.Cmd) error                    { return errLinux }      // Start starts a command on the host.
 func (h *Host) Sysctl(string, string) error              { return errLinux }      // Sysctl writes a setting of the host's network.
 func (h *Host) Listen(_, _ string) (net.Listener, error) { return nil, errLinux } // Listen listens on the host.
