@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"shiplog/wal"
 )
@@ -14,7 +15,7 @@ const chunkOps = 8 << 10
 
 // replay enters the log from an LSN, or from its tail if that is higher, to the end of its last complete batch into the index.
 func (db *DB) replay(from wal.LSN) error {
-	return db.decoded(from, math.MaxUint64, func(c *chunk) error {
+	return db.decoded(from, math.MaxUint64, db.early, func(c *chunk) error {
 		db.apply(c)
 		if c.end != 0 {
 			db.marks.indexed.Store(uint64(c.end))
@@ -29,8 +30,8 @@ func (db *DB) replay(from wal.LSN) error {
 }
 
 // decoded calls take with what the log holds in [from, to), from its tail on, chunk after chunk; a chunk is valid during the call. One goroutine reads,
-// verifies, decompresses and decodes; the caller's indexes: the two halves of the work are about equal. Both have ended on return.
-func (db *DB) decoded(from, to wal.LSN, take func(c *chunk) error) error {
+// verifies, decompresses and decodes, up to the first frame that is early (nil: none is); the caller's indexes: the two halves of the work are about equal. Both have ended on return.
+func (db *DB) decoded(from, to wal.LSN, early func(wal.Frame) time.Duration, take func(c *chunk) error) error {
 	full, free := make(chan *chunk, 4), make(chan *chunk, 6)
 	for range cap(free) {
 		free <- &chunk{}
@@ -40,7 +41,7 @@ func (db *DB) decoded(from, to wal.LSN, take func(c *chunk) error) error {
 	go func() { // ends with the log, an error, or cancel
 		defer close(done)
 		defer close(full)
-		db.decodeAll(ctx, max(from, db.log.Tail()), to, full, free)
+		db.decodeAll(ctx, max(from, db.log.Tail()), to, early, full, free)
 	}()
 	defer func() {
 		cancel()
@@ -59,7 +60,7 @@ func (db *DB) decoded(from, to wal.LSN, take func(c *chunk) error) error {
 	return nil
 }
 
-func (db *DB) decodeAll(ctx context.Context, from, to wal.LSN, full chan<- *chunk, free <-chan *chunk) {
+func (db *DB) decodeAll(ctx context.Context, from, to wal.LSN, early func(wal.Frame) time.Duration, full chan<- *chunk, free <-chan *chunk) {
 	r := db.newFrames(from)
 	defer r.Close()
 	d := db.newDecoder()
@@ -81,6 +82,9 @@ func (db *DB) decodeAll(ctx context.Context, from, to wal.LSN, full chan<- *chun
 		}
 	}
 	for r.End() < to && r.Next() {
+		if early != nil && early(r.Frame()) > 0 {
+			break
+		}
 		if c.err = c.add(d, r.Frame(), r.Raw()); c.err != nil {
 			send()
 			return
@@ -127,6 +131,9 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 	d := db.newDecoder()
 	var c chunk
 	var r frames
+	held := false // the frame that r stands at waits for its time
+	wait := time.NewTimer(time.Hour)
+	defer wait.Stop()
 	defer func() {
 		if r != nil {
 			r.Close()
@@ -147,7 +154,14 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 		if r == nil || end > db.log.Head() { // it is being published
 			end = 0
 		}
-		for r != nil && r.Next() {
+		early := time.Duration(0)
+		for r != nil && (held || r.Next()) {
+			if early = db.early(r.Frame()); early > 0 {
+				held = true
+				db.heldTime.Store(r.Frame().Time)
+				break
+			}
+			held = false
 			if err := c.add(d, r.Frame(), r.Raw()); err != nil {
 				return err
 			}
@@ -167,14 +181,24 @@ func (db *DB) applyLive(ctx context.Context, from wal.LSN) error {
 		if err := db.awaitIndex(ctx); err != nil {
 			return err
 		}
-		if end > db.marks.indexedLSN() && end&wal.LSN(db.log.SegmentSize()-1) != 0 { // a segment's header, which nothing follows yet; see BatchEnd for seals
+		if !held {
+			db.heldTime.Store(0)
+		}
+		if !held && end > db.marks.indexedLSN() && end&wal.LSN(db.log.SegmentSize()-1) != 0 { // a segment's header, which nothing follows yet; see BatchEnd for seals
 			db.marks.applied(end)
 		}
 		if !db.log.Empty() {
 			db.marks.synced(db.log.Durable())
 		}
+		var old <-chan time.Time
+		if held {
+			wait.Reset(early)
+			old = wait.C
+		}
 		select {
 		case <-moved:
+		case <-old:
+		case <-db.applyKick:
 		case <-ctx.Done():
 			return nil
 		}
@@ -231,7 +255,7 @@ func (db *DB) setRule(rule wal.Rule, end wal.LSN) {
 // CutLog cuts a follower's log back to lsn, the end of a frame, and takes the same from the index. What is
 // cut is kept in diverged/. It never goes below the committed mark. Durable on return.
 func (db *DB) CutLog(lsn wal.LSN) error {
-	if err := db.waitIndexed(context.Background()); err != nil { // the rule that was in force is known then
+	if err := db.waitKnown(); err != nil { // the rule that was in force is known then
 		return fmt.Errorf("cut back to %v: %w", lsn, err)
 	}
 	db.roleMu.Lock()
@@ -270,7 +294,11 @@ func (db *DB) CutLog(lsn wal.LSN) error {
 		db.takenBack.Add(1)
 		db.opts.Logger.Warn("writes that were visible here were cut; they are kept in diverged", "from_lsn", lsn.String(), "to_lsn", shown.String())
 	}
-	db.marks.cut(from, db.log.Durable())
+	told := from
+	if db.marks.showsLate {
+		told = db.log.BatchEnd()
+	}
+	db.marks.cut(from, told, db.log.Durable())
 	db.applier = db.startApplier(from)
 	return err
 }
@@ -285,13 +313,14 @@ func (db *DB) holdFloor(hold bool) {
 // CommittedAlone reports whether no follower had to confirm what was committed at or above an LSN: the rule in force there asks
 // for none, or was degraded, and nothing in the log says otherwise since. In doubt it answers no.
 func (db *DB) CommittedAlone(from wal.LSN) bool {
-	if db.waitIndexed(context.Background()) != nil {
+	if db.waitKnown() != nil {
 		return false
 	}
-	m := &db.marks
-	m.mu.Lock()
-	rule, degraded, committed := Level(m.rule.Level), m.degraded, m.shownLSN()
-	m.mu.Unlock()
+	rule, degraded, err := db.ruleAtEnd()
+	if err != nil {
+		return false
+	}
+	committed := db.marks.shownLSN()
 	if rule.synchronous() && (degraded == 0 || degraded > from) {
 		return false
 	}
@@ -374,6 +403,14 @@ func (db *DB) StartOver() error {
 	m.told, m.degraded, m.rule = 0, 0, wal.Rule{}
 	m.signal()
 	return nil
+}
+
+// waitKnown waits until what the log's control records say is known: all of it is applied, or held back on purpose.
+func (db *DB) waitKnown() error {
+	if db.delay() > 0 {
+		return nil
+	}
+	return db.waitIndexed(context.Background())
 }
 
 // LogTime is log time in unix milliseconds: what the leader's heartbeats carry, and what expiry is judged by.

@@ -51,7 +51,7 @@ func (db *DB) feed(ctx context.Context, from Position, yield func(Change, error)
 	d := decoder{values: true}
 	resume := from
 	for {
-		for r.End() < db.marks.committedLSN() && r.Next() {
+		for r.End() < db.feedEnd() && r.Next() {
 			f := r.Frame()
 			after := resume
 			if f.Last() {
@@ -74,6 +74,14 @@ func (db *DB) feed(ctx context.Context, from Position, yield func(Change, error)
 			return ctx.Err()
 		}
 	}
+}
+
+// feedEnd is up to where a feed goes: what is committed, and on a delayed follower only what its readers see.
+func (db *DB) feedEnd() wal.LSN {
+	if db.ShowsLate() {
+		return min(db.marks.committedLSN(), db.marks.visibleLSN())
+	}
+	return db.marks.committedLSN()
 }
 
 // feedFrame gives out the operations of one frame; false: the receiver wants no more.

@@ -56,6 +56,13 @@ type DB struct {
 	opened  time.Time // the clock of leases counts from here
 	lending lending
 
+	applyingAll atomic.Int32  // the delay of application is lifted
+	applyKick   chan struct{} // one token: look again at what waits for its time
+	appliedTime atomic.Int64  // log time of the newest batch that was applied as a follower
+	clockPath   string
+	clockSaved  time.Time    // of the flusher, and of Close after it
+	heldTime    atomic.Int64 // log time of the first that waits for its time; 0: none does
+
 	closed   atomic.Bool
 	follower atomic.Bool
 	fenced   atomic.Uint32 // epoch that fenced this leader; 0: none
@@ -87,8 +94,9 @@ func Open(dir string, opts *Options) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db := &DB{opts: o, clock: newClock(o.Now), promoting: make(chan struct{}, 1), opened: time.Now()}
+	db := &DB{opts: o, clock: newClock(o.Now), promoting: make(chan struct{}, 1), applyKick: make(chan struct{}, 1), opened: time.Now()}
 	db.slots.fs, db.slots.path = o.FS, filepath.Join(dir, slotsFile)
+	db.clockPath = filepath.Join(dir, clockFile)
 	db.marks.readLeases = o.ReadLeases
 	db.marks.followers = map[wal.NodeID]*follower{}
 	db.marks.named, db.marks.lease, db.marks.showsLate = o.Voters, o.Lease, o.late()
@@ -133,6 +141,12 @@ func (db *DB) start(dir string, asked *Options) error {
 		return err
 	}
 	if !db.log.Empty() {
+		if db.delay() > 0 {
+			if err := db.observeLog(); err != nil {
+				return err
+			}
+			db.loadClock()
+		}
 		if err := db.replay(from); err != nil {
 			return err
 		}
@@ -317,6 +331,7 @@ func (db *DB) Follow(ctx context.Context) error {
 		db.loadedAt.CompareAndSwap(at, 0) // what a leader has to have confirmed before it answers may be cut; a follower shows what is committed
 	}
 	db.slots.forgetGone()
+	db.appliedTime.Store(db.clock.read())
 	db.becomeFollower()
 	return cmp.Or(err, ctx.Err())
 }
@@ -372,6 +387,7 @@ func (db *DB) Close() error {
 	}
 	db.marks.fail(&OutcomeError{Cause: ErrClosed})
 	db.slots.flush(db)
+	db.saveClock(true)
 	db.closeIndex()
 	if err := db.log.Close(); err != nil {
 		return fmt.Errorf("close database: %w", err)

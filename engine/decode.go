@@ -209,6 +209,9 @@ func (db *DB) apply(c *chunk) {
 	}
 	if c.time > 0 {
 		db.clock.observe(c.time)
+		if c.time > db.appliedTime.Load() {
+			db.appliedTime.Store(c.time)
+		}
 	}
 }
 

@@ -45,6 +45,7 @@ func (f *flusher) run(db *DB) {
 			db.trim()
 			db.slots.rise(db.Committed(), db.clock.now)
 			db.slots.keep(db)
+			db.saveClock(false)
 			continue
 		case <-f.kicks:
 		}

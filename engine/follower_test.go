@@ -16,21 +16,27 @@ import (
 // feed copies the leader's log from the follower's head up to end, as package ship does, and waits for the index.
 func feed(t *testing.T, leader, follower *engine.DB, end wal.LSN) {
 	t.Helper()
+	moved := make(chan struct{}, 1)
+	defer follower.Subscribe(moved)()
+	copyLog(t, leader, follower, end)
+	for follower.Followed() < end {
+		<-moved
+	}
+}
+
+// copyLog copies the leader's log from the follower's head up to end, durably.
+func copyLog(t *testing.T, leader, follower *engine.DB, end wal.LSN) {
+	t.Helper()
 	from := follower.Log().Head()
 	p := make([]byte, end-from)
 	if _, err := leader.Log().ReadAt(p, from); err != nil {
 		t.Fatal(err)
 	}
-	moved := make(chan struct{}, 1)
-	defer follower.Subscribe(moved)()
 	if n, err := follower.Log().AppendRaw(from, p); err != nil || n != len(p) {
 		t.Fatal(n, err)
 	}
 	if _, err := follower.Log().Sync(); err != nil {
 		t.Fatal(err)
-	}
-	for follower.Followed() < end {
-		<-moved
 	}
 }
 

@@ -247,7 +247,7 @@ func (db *DB) indexDamaged(err error) {
 
 // replayInto gives out what the log holds in [from, to).
 func (db *DB) replayInto(from, to wal.LSN, into *index.Entries) error {
-	return db.decoded(from, to, func(c *chunk) error {
+	return db.decoded(from, to, nil, func(c *chunk) error {
 		if db.closed.Load() {
 			return ErrClosed
 		}

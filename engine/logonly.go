@@ -87,7 +87,7 @@ func (db *DB) dropIndex() error {
 
 // late reports whether what this node shows is behind what it has on purpose, or never shown: its committed mark is then what its upstream
 // says, whatever is applied.
-func (o *Options) late() bool { return o.LogOnly }
+func (o *Options) late() bool { return o.LogOnly || o.ApplyDelay > 0 }
 
 // PeerReads tells, before anything else of a connection, whether readers of a follower see what it has as soon as they can. One whose readers
 // do not, because it keeps the log only or shows it later on purpose, is not counted by Applied: neither for a rule nor for a call.

@@ -9,12 +9,16 @@ import (
 	"shiplog/wal"
 )
 
-// follower is a follower that has copied a leader's log, and the peer that the leader knows it as. It is admitted; reads says what the leader
+// followerOf makes a follower that has copied a leader's log, and the peer that the leader knows it as. It is admitted; reads says what the leader
 // was told of its readers.
 func followerOf(t *testing.T, leader *engine.DB, name string, o engine.Options, reads bool) (*engine.DB, *peer, bool) {
 	t.Helper()
 	o.Follower = true
 	f := open(t, t.TempDir(), &o)
+	feed := feed
+	if o.ApplyDelay > 0 {
+		feed = copyLog
+	}
 	feed(t, leader, f, leader.Log().Head())
 	leader.PeerReads(f.Log().NodeID(), name, reads)
 	voter, err := leader.AdmitPeer(f.Log().NodeID(), name, name+".example:7380")

@@ -145,8 +145,8 @@ func (m *marks) applied(end wal.LSN) {
 	m.mu.Unlock()
 }
 
-// cut lowers the marks after the log was cut back: to its last batch end, and to its durable mark.
-func (m *marks) cut(batchEnd, durable wal.LSN) {
+// cut lowers the marks after the log was cut back: to the last batch end that is applied, to what may still be told as committed, and to the log's durable mark.
+func (m *marks) cut(batchEnd, told, durable wal.LSN) {
 	m.mu.Lock()
 	m.indexed.Store(min(m.indexed.Load(), uint64(batchEnd)))
 	m.durable.Store(min(m.durable.Load(), uint64(durable)))
@@ -158,8 +158,8 @@ func (m *marks) cut(batchEnd, durable wal.LSN) {
 		}
 	}
 	m.visible.Store(min(m.visible.Load(), uint64(batchEnd)))
-	m.committed.Store(min(m.committed.Load(), uint64(durable), uint64(batchEnd)))
-	m.told = min(m.told, batchEnd)
+	m.committed.Store(min(m.committed.Load(), uint64(durable), uint64(told)))
+	m.told = min(m.told, told)
 	m.signal()
 	m.mu.Unlock()
 }

@@ -91,6 +91,11 @@ type Options struct {
 	// reads with ErrLogOnly, is not counted by Applied, and is never promoted. Opened without LogOnly it builds its index from the log. An
 	// index that is there is removed. It needs Follower.
 	LogOnly bool
+	// ApplyDelay makes a follower apply what it has only once that is older than this, by log time: a time in which a mistake can be looked up as it was
+	// before. Disk and acknowledgements do not wait; Applied does not count the node; the log is kept for as much longer. A promotion
+	// applies everything first. To set it, or to make it longer, may take back what was shown
+	// before the restart. Zero: none.
+	ApplyDelay time.Duration
 	// StaleReads lets reads see the last known committed state where they would answer ErrLoading.
 	StaleReads bool
 
@@ -162,6 +167,9 @@ func (o *Options) withDefaults() (Options, error) {
 	}
 	if c.LogOnly && !c.Follower {
 		bad("LogOnly without Follower: a node without an index cannot lead")
+	}
+	if c.ApplyDelay < 0 || c.ApplyDelay > 0 && c.LogOnly {
+		bad("ApplyDelay is negative, or there is nothing to delay with LogOnly")
 	}
 	if c.MaxPinned < 0 {
 		bad("negative MaxPinned")

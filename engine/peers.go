@@ -193,6 +193,9 @@ func (db *DB) FollowMark(committed wal.LSN, leaderTime int64) error {
 	}
 	m.told = max(m.told, committed)
 	m.advance()
+	if db.ShowsLate() {
+		db.kickApplier() // by the leader's clock more may be old enough
+	}
 	return nil
 }
 

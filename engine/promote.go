@@ -41,6 +41,8 @@ type Candidacy struct {
 	// MayLack says that writes which were acknowledged may be missing because no follower was asked for them: by the rule, or in
 	// a degraded span.
 	MayLack bool
+	// Unapplied is how many bytes a delayed follower has to apply before it can lead. A promotion has done that.
+	Unapplied wal.LSN
 }
 
 // NodeVote is a node and its vote.
@@ -59,7 +61,7 @@ func (db *DB) SetElectorate(e Electorate) {
 // Promote makes this node the leader of a new epoch, one term above all that it can learn of. With v voters, leader included, and a
 // rule that n of them must confirm, v - n must first promise the epoch, this node included: then at least one of them has every
 // acknowledged write. What the furthest of them has and this node lacks is copied. The epoch's record is durable on return; nothing is
-// visible beyond what was committed before, and reads answer ErrLoading, until the rule holds for it. ErrNoQuorum: too few have
+// visible beyond what was committed before, and reads answer ErrLoading, until the rule holds for it. A delayed follower applies all that it has before it asks. ErrNoQuorum: too few have
 // promised, or this node is no voter. Under a rule that asks no followers there is no such quorum: the furthest of those that answer counts. A leader that is not fenced stays what it is.
 //
 // Without SetElectorate nobody is asked, which is enough where this node's own promise is; and whoever feeds this node stops that before.
@@ -106,6 +108,7 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 		return db.ballot(el).ask(ctx, 0)
 	}
 	el.Leave()
+	defer db.applyAll()()
 	if err := db.waitIndexed(ctx); err != nil { // the rule is that of the log's end
 		return nil, fmt.Errorf("promote: %w", err)
 	}
@@ -237,7 +240,7 @@ func (b *ballot) met(votes []NodeVote) bool {
 
 // ask collects votes for an epoch; 0 asks for none, only how far everybody is.
 func (b *ballot) ask(ctx context.Context, e wal.Epoch) (*Candidacy, error) {
-	c := &Candidacy{Epoch: e, Needed: b.need(), MayLack: b.need() == 0 || b.degraded}
+	c := &Candidacy{Epoch: e, Needed: b.need(), MayLack: b.need() == 0 || b.degraded, Unapplied: b.db.unapplied()}
 	log := b.db.log
 	own := Vote{Granted: true, Promised: log.Promised(), Last: log.Epoch(), End: b.db.BatchEnd()}
 	c.Promised = append(c.Promised, NodeVote{wal.Voter{ID: log.NodeID()}, own})
@@ -402,7 +405,7 @@ func (db *DB) takeLead(c *Candidacy) error {
 	if db.log.BatchEnd() < db.log.Head() { // a batch that its leader will not finish
 		from, err := db.cutIndex(db.log.BatchEnd())
 		if err == nil && from < db.log.BatchEnd() {
-			db.marks.cut(from, db.log.Durable())
+			db.marks.cut(from, from, db.log.Durable())
 			err = fmt.Errorf("%w: the index is filled again from %v", ErrLoading, from)
 		}
 		if err != nil {

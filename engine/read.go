@@ -72,7 +72,7 @@ func (db *DB) viewLatest(key []byte, fn func(value []byte, expiry int64) error) 
 		}
 		now := int64(0)
 		if v.Kind == memindex.PutTTL {
-			now = db.clock.read()
+			now = db.ReadTime()
 		}
 		buf := bufferPool.Get().(*wal.Buffer)
 		err = db.readVersion(key, v, now, buf, fn)

@@ -24,7 +24,7 @@ type Snapshot struct {
 
 // Snapshot pins the state that is visible now. It must be closed.
 func (db *DB) Snapshot() *Snapshot {
-	s := &Snapshot{db: db, now: db.clock.read()}
+	s := &Snapshot{db: db, now: db.ReadTime()}
 	s.at, s.tail = db.pins.add(db)
 	return s
 }

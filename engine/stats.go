@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"time"
+
 	"shiplog/engine/internal/index"
 	"shiplog/wal"
 )
@@ -48,8 +50,9 @@ type Stats struct {
 	Committed    wal.LSN
 	Applied      wal.LSN // 0 with LogOnly, as Visible
 	Visible      wal.LSN
-	LogOnly      bool       // the node keeps the log only
-	Digest       wal.Digest // of everything below DigestLSN
+	LogOnly      bool          // the node keeps the log only
+	ApplyDelay   time.Duration // by how much it applies later as a follower
+	Digest       wal.Digest    // of everything below DigestLSN
 	DigestLSN    wal.LSN
 	Loading      bool // reads answer ErrLoading
 	Keys         int  // in the index, an estimate: deleted and expired ones may be counted for a while
@@ -74,7 +77,7 @@ type FollowerStats struct {
 func (db *DB) Stats() Stats {
 	s := Stats{
 		Role: db.Role(), Fenced: wal.Epoch(db.fenced.Load()), Node: db.log.NodeID(),
-		Keys: db.idx.Len(), Index: db.idx.Stats(), Loading: !db.opts.LogOnly && db.loading() != nil, LogOnly: db.opts.LogOnly,
+		Keys: db.idx.Len(), Index: db.idx.Stats(), Loading: !db.opts.LogOnly && db.loading() != nil, LogOnly: db.opts.LogOnly, ApplyDelay: db.opts.ApplyDelay,
 	}
 	if !db.log.Empty() {
 		s.Database, s.Epoch = db.log.DatabaseID(), db.log.Epoch()

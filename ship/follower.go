@@ -122,6 +122,9 @@ func (f *Follower) follow(ctx context.Context) (streamed bool, err error) {
 	}
 	r := newReceiver(f, c, w)
 	f.connected(w)
+	if l, ok := f.node.(LateShower); ok && l.ShowsLate() && w.Features&FeatureShowsLate == 0 {
+		f.opts.Logger.Warn("the upstream does not know of followers that show what they have later: under a rule that asks for readers it waits for them", "upstream", f.opts.Upstream)
+	}
 	f.opts.Logger.Info("following", "upstream", f.opts.Upstream, "node", w.Node.String(), "epoch", w.Epoch.String(),
 		"start_lsn", w.Start.String())
 	began, head := time.Now(), f.log.Head()
@@ -207,6 +210,9 @@ func (f *Follower) position() (*Join, error) {
 		Name: f.opts.Name, Addr: f.opts.Addr, Empty: f.log.Empty(),
 	}
 	j.LogOnly = f.keepsLogOnly()
+	if l, ok := f.node.(LateShower); ok && l.ShowsLate() {
+		j.Features |= FeatureShowsLate
+	}
 	if _, ok := f.node.(ReadLender); ok {
 		j.Features |= FeatureReadLease
 	}

@@ -205,6 +205,7 @@ func (l *Leader) join(c *conn) (*session, error) {
 		s.leaser = leaser
 		w.Features |= FeatureReadLease
 	}
+	w.Features |= j.Features & FeatureShowsLate
 	if err := l.add(s); err != nil {
 		return nil, err
 	}

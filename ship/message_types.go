@@ -36,6 +36,8 @@ type Join struct {
 	History   []wal.HistoryEntry
 }
 
+func (m *Join) showsLate() bool { return m.Features&FeatureShowsLate != 0 }
+
 func (*Join) messageType() Type { return TypeJoin }
 func (*Join) flags() uint8      { return 0 }
 

@@ -86,6 +86,15 @@ type LogKeeper interface {
 	KeepsLogOnly() bool
 }
 
+// LateShower is implemented by follower nodes that may show what they have later on purpose. ShowsLate says whether this one does: its
+// leader then waits for none of its readers.
+type LateShower interface {
+	ShowsLate() bool
+}
+
+// FeatureShowsLate is the feature of a follower that is a [LateShower], and of an upstream that takes that into account.
+const FeatureShowsLate = 2
+
 // ReaderJudge is implemented by leader nodes that count followers' readers. PeerReads is called at the beginning of each connection of one that wishes to be a voter, before
 // [LeaderNode.AdmitPeer], and says whether readers of the follower see what it has as soon as they can.
 type ReaderJudge interface {

@@ -89,7 +89,7 @@ func (s *session) run() error {
 		slots.HoldSlot(s.join.Node, s.join.Name, s.start)
 	}
 	if judge, ok := s.l.node.(ReaderJudge); ok && s.join.Role == RoleVoter {
-		judge.PeerReads(s.join.Node, s.join.Name, !s.join.LogOnly)
+		judge.PeerReads(s.join.Node, s.join.Name, !s.join.LogOnly && !s.join.showsLate())
 	}
 	sub := make(chan struct{}, 1)
 	cancel := s.l.node.Subscribe(sub)
@@ -561,6 +561,7 @@ type PeerStatus struct {
 	Voter    bool
 	Observer bool // does not wish to be a voter
 	LogOnly  bool // keeps the log without applying it: Applied and Visible mean nothing
+	Delayed  bool // applies what it has later on purpose
 	Sent     wal.LSN
 	Received wal.LSN
 	Durable  wal.LSN
@@ -576,7 +577,7 @@ func (s *session) status() PeerStatus {
 	defer s.mu.Unlock()
 	return PeerStatus{
 		Name: s.join.Name, ID: s.join.Node, Addr: s.join.Addr, Remote: s.c.nc.RemoteAddr().String(),
-		Voter: s.voter.Load(), Observer: s.join.Role == RoleObserver, LogOnly: s.join.LogOnly,
+		Voter: s.voter.Load(), Observer: s.join.Role == RoleObserver, LogOnly: s.join.LogOnly, Delayed: s.join.showsLate(),
 		Sent: wal.LSN(s.sent.Load()), Received: s.acked.Received, Durable: s.acked.Durable, Applied: s.acked.Applied,
 		Visible: s.acked.Visible, LastSeen: s.seen, Since: s.since, RTT: s.rtt,
 	}

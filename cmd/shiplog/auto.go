@@ -238,6 +238,8 @@ func (n *node) stand(ctx context.Context, c *candidate, s *lease.State) {
 		reason = final.Error()
 	case n.cfg.LogOnly:
 		reason = engine.ErrLogOnly.Error()
+	case n.cfg.ApplyDelay > 0:
+		reason = "it applies with a delay: promote it by hand"
 	case s.Listed && !s.MayLead(self):
 		reason = "it may lack acknowledged writes: it is not in the eligible set"
 	case !s.Listed && !n.led():

@@ -74,8 +74,8 @@ func (n *node) Switchover(ctx context.Context, to string) (any, error) {
 		return nil, fmt.Errorf("no follower of the name %q is connected", to)
 	}
 	target := peers[i]
-	if target.LogOnly {
-		return nil, fmt.Errorf("the follower %q keeps the log only and cannot lead", to)
+	if err := cannotLead(&target); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
@@ -83,6 +83,17 @@ func (n *node) Switchover(ctx context.Context, to string) (any, error) {
 		return nil, errors.New("a hand-over is under way already")
 	}
 	return n.switchTo(ctx, target, false)
+}
+
+// cannotLead says why a follower is not handed the lead.
+func cannotLead(p *ship.PeerStatus) error {
+	switch {
+	case p.LogOnly:
+		return fmt.Errorf("the follower %q keeps the log only and cannot lead", p.Name)
+	case p.Delayed:
+		return fmt.Errorf("the follower %q applies with a delay: it would have to apply everything first, while nothing is written; promote can do that once there is no leader", p.Name)
+	}
+	return nil
 }
 
 // switchTo stops writes, waits until the target has on its disk all that readers have seen, and has it take over. When that fails, this node leads
@@ -196,9 +207,9 @@ func (n *node) Failover(_ context.Context, f resp.Failover) error {
 	if len(peers) == 0 {
 		return errors.New("FAILOVER requires connected replicas.") //nolint:staticcheck // Redis's text
 	}
-	able := slices.DeleteFunc(slices.Clone(peers), func(p ship.PeerStatus) bool { return p.LogOnly })
+	able := slices.DeleteFunc(slices.Clone(peers), func(p ship.PeerStatus) bool { return cannotLead(&p) != nil })
 	if len(able) == 0 && f.To == "" {
-		return errors.New("no connected follower can lead: those that there are keep the log only")
+		return cannotLead(&peers[0])
 	}
 	var target ship.PeerStatus
 	if f.To == "" {
@@ -211,8 +222,9 @@ func (n *node) Failover(_ context.Context, f resp.Failover) error {
 		if i < 0 {
 			return errors.New("FAILOVER target HOST and PORT is not a replica.") //nolint:staticcheck // Redis's text
 		}
-		if target = peers[i]; target.LogOnly {
-			return fmt.Errorf("%s keeps the log only and cannot lead", target.Name)
+		target = peers[i]
+		if err := cannotLead(&target); err != nil {
+			return err
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(f.Timeout, handOverTimeout))

@@ -280,7 +280,8 @@ type candidacy struct {
 	End       uint64   `json:"end_lsn"`
 	Forced    bool     `json:"forced"`
 	MayLack   bool     `json:"may_lack_acknowledged"`
-	Behind    uint64   `json:"behind_bytes"` // what the furthest node that has answered has and this one lacks
+	Unapplied uint64   `json:"unapplied_bytes"` // what this node, applying with a delay, has to apply first
+	Behind    uint64   `json:"behind_bytes"`    // what the furthest node that has answered has and this one lacks
 	Furthest  string   `json:"furthest"`
 	Committed uint64   `json:"committed_lsn"`
 }
@@ -300,7 +301,7 @@ func (n *node) Promote(ctx context.Context, force, dry bool) (any, error) {
 	}
 	out := candidacy{
 		Epoch: c.Epoch.String(), Needed: c.Needed, Promises: []string{}, Missing: append([]string{}, c.Missing...), End: uint64(c.End),
-		Forced: c.Forced, MayLack: c.MayLack, Committed: uint64(n.db.Committed()),
+		Forced: c.Forced, MayLack: c.MayLack, Committed: uint64(n.db.Committed()), Unapplied: uint64(c.Unapplied),
 	}
 	end := n.db.Log().Head()
 	for _, v := range c.Promised {

@@ -101,3 +101,59 @@ func TestLogOnlyFollower(t *testing.T) {
 		t.Errorf("status without the flag: %+v", s)
 	}
 }
+
+// TestDelayedFollower: a follower that applies with a delay of an hour confirms writes at once and shows none of them, one with a delay of a moment shows
+// them; both say what they are, and are not handed the lead. Once the leader is gone, the first one is promoted: it says before what it has to apply, and
+// has applied it then.
+func TestDelayedFollower(t *testing.T) {
+	ctx, dir := t.Context(), t.TempDir()
+	a := newNode(t, filepath.Join(dir, "a"), "--commit", "replicated:2", "--name", "a")
+	a.relaunch()
+	b := startNode(t, filepath.Join(dir, "b"), "--follow", a.ship, "--name", "b", "--apply-delay", "1h")
+	c := startNode(t, filepath.Join(dir, "c"), "--follow", a.ship, "--name", "c", "--apply-delay", "100ms")
+	w := a.client()
+	a.until("a write is taken", func() bool { return w.Set(ctx, "k", "1", 0).Err() == nil })
+	c.until("it is shown after a moment", func() bool { return c.client().Get(ctx, "k").Val() == "1" })
+
+	r := b.client()
+	if err := r.Get(ctx, "k").Err(); err == nil || !strings.HasPrefix(err.Error(), "LOADING") {
+		t.Errorf("GET on what is not an hour old: %v", err)
+	}
+	b.until("it has the committed mark", func() bool { return b.status().Committed == a.status().Committed })
+	if s := b.status(); s.ApplyDelayMs != 3_600_000 || s.Durable != a.status().Head || s.Applied != 0 || s.Upstream.LagBytes == 0 || s.Upstream.FreshMs < 0 {
+		t.Errorf("status: %+v, upstream %+v", s, s.Upstream)
+	}
+	if role, err := r.Do(ctx, "ROLE").Slice(); err != nil || len(role) != 6 || role[5] != "delayed" {
+		t.Errorf("ROLE: %v, %v", role, err)
+	}
+	info := r.InfoMap(ctx).Val()
+	if got := info["Shiplog"]["apply_delay_ms"] + " " + info["Replication"]["slave_priority"]; got != "3600000 0" {
+		t.Errorf("INFO: %v", got)
+	}
+	if got := b.metrics(); !strings.Contains(got, "\nshiplog_apply_delay_seconds 3600\n") {
+		t.Error("metrics do not say that the node applies with a delay")
+	}
+	for _, f := range a.status().Followers {
+		if !f.Delayed || !f.Voter {
+			t.Errorf("the leader's follower: %+v", f)
+		}
+	}
+	if code, _, errs := command("switchover", "--http", a.http, "--to", "b"); code != exitFailure || !strings.Contains(errs, "applies with a delay") {
+		t.Errorf("switchover: %d %s", code, errs)
+	}
+	if err := w.Do(ctx, "FAILOVER").Err(); err == nil || !strings.Contains(err.Error(), "applies with a delay") {
+		t.Errorf("FAILOVER: %v", err)
+	}
+
+	a.kill()
+	code, out, errs := command("promote", "--http", b.http, "--dry-run")
+	if code != exitOK || !strings.Contains(out, "applies with a delay: it would apply") {
+		t.Errorf("promote --dry-run: %d %s%s", code, out, errs)
+	}
+	promote(b)
+	c.until("c follows, so that too few are missing for a rule of one", func() bool {
+		code, _, _ := command("rule", "--http", b.http, "--commit", "replicated:1", "--voters", "c", "--force")
+		return code == exitOK
+	})
+	b.until("all is shown", func() bool { return r.Get(ctx, "k").Val() == "1" })
+}

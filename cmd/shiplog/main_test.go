@@ -251,6 +251,7 @@ func TestUsage(t *testing.T) {
 		{"serve --dir d --commit sometimes", exitUsage, "unknown level"},
 		{"serve --dir d --commit received:0", exitUsage, "--commit"},
 		{"serve --dir d --follow 127.0.0.1:1 --commit durable", exitUsage, "are the leader's"},
+		{"serve --dir d --follow 127.0.0.1:1 --log-only --apply-delay 1h", exitUsage, "has no meaning with --log-only"},
 		{"serve --dir d --log-only", exitUsage, "--log-only needs --follow or --etcd"},
 		{"serve --dir d --too-few perhaps --compression lzma", exitUsage, "--too-few \"perhaps\": want refuse, block or degrade; --compression \"lzma\""},
 		{"serve --dir d --requirepass-file " + empty, exitUsage, "holds 0 bytes"},

@@ -218,7 +218,7 @@ func (n *node) Info() resp.NodeInfo {
 	info := resp.NodeInfo{
 		Version: version(), NodeID: s.Node.String(), Name: n.cfg.Name, Dir: n.cfg.Dir, Rule: s.Rule.String(), TooFew: n.cfg.TooFew,
 		ShipAddr: n.shipAddr, HTTPAddr: n.httpAddr, DatabaseID: s.Database.String(), HistoryID: n.historyID(), Epoch: s.Epoch.String(),
-		Leader: s.Role == engine.Leader, Loading: s.Loading, LogOnly: s.LogOnly,
+		Leader: s.Role == engine.Leader, Loading: s.Loading, LogOnly: s.LogOnly, ApplyDelay: s.ApplyDelay,
 		Tail: uint64(s.Tail), Head: uint64(s.Head), Durable: uint64(s.Durable), Committed: uint64(s.Committed),
 		Applied: uint64(s.Applied), Visible: uint64(s.Visible), DegradedFrom: uint64(s.Degraded), Failed: failedText(&s),
 		Digest: digestString(s.Digest), DigestLSN: uint64(s.DigestLSN), Keys: int64(s.Keys), FailoverState: n.failovers.current(),
@@ -229,7 +229,7 @@ func (n *node) Info() resp.NodeInfo {
 			continue // tools would take what is not there for a replica that is down
 		}
 		info.Replicas = append(info.Replicas, resp.Replica{
-			NodeID: p.ID.String(), Name: p.Name, Host: host, Port: port, State: "online", Voter: p.Voter, LogOnly: p.LogOnly,
+			NodeID: p.ID.String(), Name: p.Name, Host: host, Port: port, State: "online", Voter: p.Voter, LogOnly: p.LogOnly, Delayed: p.Delayed,
 			Sent: uint64(p.Sent), Received: uint64(p.Received), Durable: uint64(p.Durable), Applied: uint64(p.Applied),
 			LastAck: p.LastSeen, Lag: max(0, time.Since(p.LastSeen)),
 		})
@@ -304,7 +304,7 @@ func (n *node) Status() httpd.Status {
 	st := httpd.Status{
 		Version: version(), NodeID: s.Node.String(), Name: n.cfg.Name, Role: s.Role.String(), DatabaseID: s.Database.String(),
 		Epoch: s.Epoch.String(), HistoryID: n.historyID(), Rule: s.Rule.String(), TooFew: n.cfg.TooFew, Loading: s.Loading,
-		Failed: failedText(&s), LogOnly: s.LogOnly,
+		Failed: failedText(&s), LogOnly: s.LogOnly, ApplyDelayMs: s.ApplyDelay.Milliseconds(),
 		Tail: uint64(s.Tail), Head: uint64(s.Head), Durable: uint64(s.Durable), Committed: uint64(s.Committed),
 		Applied: uint64(s.Applied), Visible: uint64(s.Visible), DegradedFrom: uint64(s.Degraded),
 		Digest: digestString(s.Digest), DigestLSN: uint64(s.DigestLSN),
@@ -331,7 +331,7 @@ func (n *node) Status() httpd.Status {
 			shown = p.Durable
 		}
 		st.Followers = append(st.Followers, httpd.Follower{
-			NodeID: p.ID.String(), Name: p.Name, Addr: net.JoinHostPort(splitAddr(p.Addr, p.Remote)), Voter: p.Voter, LogOnly: p.LogOnly,
+			NodeID: p.ID.String(), Name: p.Name, Addr: net.JoinHostPort(splitAddr(p.Addr, p.Remote)), Voter: p.Voter, LogOnly: p.LogOnly, Delayed: p.Delayed,
 			Sent: uint64(p.Sent), Received: uint64(p.Received), Durable: uint64(p.Durable), Applied: uint64(p.Applied), Visible: uint64(p.Visible),
 			LagBytes: uint64(max(s.Committed, shown) - shown), LastAckMs: time.Since(p.LastSeen).Milliseconds(), RTTMicros: p.RTT.Microseconds(),
 		})
@@ -365,8 +365,12 @@ func (n *node) upstreamStatus() *httpd.Upstream {
 	}
 	s := f.Status()
 	up := &httpd.Upstream{Addr: addr, NodeID: s.UpstreamID.String(), Name: s.UpstreamName, Connected: s.Connected && final == nil, LagBytes: s.LagBytes, FreshMs: -1}
+	asOf := n.db.ShownUntil()
 	if !s.FreshAsOf.IsZero() {
-		up.FreshMs = max(0, time.Since(s.FreshAsOf).Milliseconds())
+		asOf = max(asOf, s.FreshAsOf.UnixMilli())
+	}
+	if asOf != 0 {
+		up.FreshMs = max(0, n.db.LogTime()-asOf)
 	}
 	switch {
 	case final != nil:

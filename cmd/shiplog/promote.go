@@ -64,6 +64,9 @@ func (c *candidacy) print(cmd *cobra.Command, dry bool) error {
 	if dry && c.Behind > 0 {
 		text = fmt.Appendf(text, "%s has %d bytes more; they would be copied first\n", c.Furthest, c.Behind)
 	}
+	if dry && c.Unapplied > 0 {
+		text = fmt.Appendf(text, "this node applies with a delay: it would apply %d bytes of its log first\n", c.Unapplied)
+	}
 	if c.MayLack {
 		text = append(text, "the commit rule asks no followers: writes that the old leader acknowledged may be missing\n"...)
 	}

@@ -60,6 +60,9 @@ func printStatus(w io.Writer, s *httpd.Status) error {
 	if s.LogOnly {
 		row("log only", "no index: no reads, no promotion")
 	}
+	if s.ApplyDelayMs > 0 {
+		row("apply delay", "%v: reads show what is older", time.Duration(s.ApplyDelayMs)*time.Millisecond)
+	}
 	if s.Loading {
 		row("loading", "reads wait until the commit rule holds")
 	}

@@ -121,7 +121,7 @@ func (s store) Len() (int64, error) {
 }
 
 // Now is log time, by which the engine judges expiry. It may be ahead of the wall clock, or behind after that was set.
-func (s store) Now() int64 { return s.db.LogTime() }
+func (s store) Now() int64 { return s.db.ReadTime() }
 
 type batch struct{ *engine.Batch }
 

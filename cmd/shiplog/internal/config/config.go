@@ -51,6 +51,7 @@ type Serve struct {
 	SortWhenIdle  bool
 	StaleReads    bool
 	LogOnly       bool
+	ApplyDelay    time.Duration
 	ReadLeases    bool
 
 	Etcd     []string // endpoints; none: roles change by hand
@@ -97,6 +98,7 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.SortWhenIdle, "sort-when-idle", false, "while nothing is written, write small records again in the order of their keys: faster scans")
 	fs.BoolVar(&c.StaleReads, "stale-reads", false, "serve the last known state where reads would answer LOADING")
 	fs.BoolVar(&c.LogOnly, "log-only", false, "as a follower, keep the log without an index: confirms writes and votes, but answers no reads and never leads")
+	fs.DurationVar(&c.ApplyDelay, "apply-delay", 0, "as a follower, apply and show only what is older than this by log time; disk and acknowledgements do not wait")
 	fs.StringSliceVar(&c.Etcd, "etcd", nil, "etcd endpoints, HOST:PORT or URL: a lease there says who leads, and a follower takes over by itself")
 	fs.StringVar(&c.Group, "group", "", "name in etcd of the group of nodes that this one belongs to (required with --etcd)")
 	fs.DurationVar(&c.LeaseTTL, "lease-ttl", 5*time.Second, "how long the lease runs without being renewed, in whole seconds: the longest time without a leader, nearly")
@@ -200,7 +202,7 @@ func (n *Node) resolveEngine() error {
 	var errs []error
 	o := engine.Options{
 		Voters: n.Voters, FirstVoters: n.FirstVoters, DegradeAfter: n.DegradeAfter, CommitTimeout: n.CommitTimeout,
-		SegmentSize: n.SegmentSize, Follower: n.Follow != "", StaleReads: n.StaleReads, LogOnly: n.LogOnly,
+		SegmentSize: n.SegmentSize, Follower: n.Follow != "", StaleReads: n.StaleReads, LogOnly: n.LogOnly, ApplyDelay: n.ApplyDelay,
 		MemIndexSize: n.IndexMemory, CacheSize: n.Cache, SpaceFactor: n.SpaceFactor, MaxPinned: n.MaxPinned, MaxPinnedAge: n.MaxPinnedAge, SortWhenIdle: n.SortWhenIdle,
 		ReadLeases: n.ReadLeases && len(n.Etcd) == 0, // else the lease in etcd does as much
 	}
@@ -216,6 +218,9 @@ func (n *Node) resolveEngine() error {
 	}
 	if n.LogOnly && n.Follow == "" && len(n.Etcd) == 0 {
 		errs = append(errs, errors.New("--log-only needs --follow or --etcd: a node without an index does not lead"))
+	}
+	if n.ApplyDelay < 0 || n.ApplyDelay > 0 && n.LogOnly {
+		errs = append(errs, errors.New("--apply-delay cannot be negative, and has no meaning with --log-only"))
 	}
 	switch n.TooFew {
 	case "refuse":

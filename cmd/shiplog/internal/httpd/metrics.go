@@ -45,6 +45,7 @@ func newCollector(source Source) *collector {
 	add("leader", "1 on a leader, 0 on a follower.", level, func(s *Status) float64 { return truth(s.Role == "leader") })
 	add("loading", "1 while reads are refused until the commit rule holds.", level, func(s *Status) float64 { return truth(s.Loading) })
 	add("log_only", "1 on a follower that keeps the log without an index.", level, func(s *Status) float64 { return truth(s.LogOnly) })
+	add("apply_delay_seconds", "By how much this node applies later on purpose, as a follower.", level, func(s *Status) float64 { return float64(s.ApplyDelayMs) / 1e3 })
 	add("failed", "1 when the log takes no more writes.", level, func(s *Status) float64 { return truth(s.Failed != "") })
 	add("degraded", "1 while the commit rule is degraded.", level, func(s *Status) float64 { return truth(s.DegradedFrom != 0) })
 	add("tail_lsn", "Oldest LSN kept.", level, func(s *Status) float64 { return float64(s.Tail) })
@@ -85,6 +86,7 @@ func newCollector(source Source) *collector {
 	}
 	peer("voter", "1 if the follower counts for the commit rule.", func(f *Follower) float64 { return truth(f.Voter) })
 	peer("log_only", "1 if the follower keeps the log without an index.", func(f *Follower) float64 { return truth(f.LogOnly) })
+	peer("delayed", "1 if the follower applies later on purpose.", func(f *Follower) float64 { return truth(f.Delayed) })
 	peer("sent_lsn", "End of what was sent to the follower.", func(f *Follower) float64 { return float64(f.Sent) })
 	peer("received_lsn", "End of what the follower has received.", func(f *Follower) float64 { return float64(f.Received) })
 	peer("durable_lsn", "End of what is on the follower's disk.", func(f *Follower) float64 { return float64(f.Durable) })

@@ -15,9 +15,11 @@ type Status struct {
 	Rule       string `json:"commit_rule"`
 	TooFew     string `json:"too_few"`
 	Loading    bool   `json:"loading"`
-	LogOnly    bool   `json:"log_only,omitempty"`  // keeps the log without an index: applied_lsn and visible_lsn are 0
-	FencedBy   string `json:"fenced_by,omitempty"` // epoch
-	Failed     string `json:"failed,omitempty"`    // why the log takes no more writes
+	LogOnly    bool   `json:"log_only,omitempty"` // keeps the log without an index: applied_lsn and visible_lsn are 0
+	// ApplyDelayMs is by how much a follower applies later on purpose.
+	ApplyDelayMs int64  `json:"apply_delay_ms,omitempty"`
+	FencedBy     string `json:"fenced_by,omitempty"` // epoch
+	Failed       string `json:"failed,omitempty"`    // why the log takes no more writes
 
 	Tail         uint64 `json:"tail_lsn"`
 	Head         uint64 `json:"head_lsn"`
@@ -73,6 +75,7 @@ type Follower struct {
 	Addr      string `json:"addr"`
 	Voter     bool   `json:"voter"`
 	LogOnly   bool   `json:"log_only,omitempty"` // applied and visible mean nothing
+	Delayed   bool   `json:"delayed,omitempty"`  // it applies later on purpose
 	Sent      uint64 `json:"sent_lsn"`
 	Received  uint64 `json:"received_lsn"`
 	Durable   uint64 `json:"durable_lsn"`

@@ -60,10 +60,14 @@ func role(c *conn, _ [][]byte) {
 		state = "connected"
 	}
 	port, _ := strconv.Atoi(up.Port)
-	if n.LogOnly { // Redis has no such thing: one more element says so
+	switch { // Redis has no such things: one more element says so
+	case n.LogOnly:
 		w.array(6)
 		defer w.bulkString("log-only")
-	} else {
+	case n.ApplyDelay > 0:
+		w.array(6)
+		defer w.bulkString("delayed")
+	default:
 		w.array(5)
 	}
 	w.bulkString("slave")

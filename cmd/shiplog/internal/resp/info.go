@@ -147,8 +147,8 @@ func infoReplication(b *strings.Builder, s *Server, n *NodeInfo) {
 		field(b, "min_slaves_good_slaves", len(n.Replicas))
 	}
 	for i, r := range n.Replicas {
-		fmt.Fprintf(b, "slave%d:ip=%s,port=%s,state=%s,offset=%d,lag=%d,name=%s,node_id=%s,voter=%s,log_only=%s,sent=%d,durable=%d,applied=%d\r\n",
-			i, r.Host, r.Port, r.State, r.Received, max(0, int64(r.Lag.Seconds())), r.Name, r.NodeID, yesNo(r.Voter), yesNo(r.LogOnly), r.Sent, r.Durable, r.Applied)
+		fmt.Fprintf(b, "slave%d:ip=%s,port=%s,state=%s,offset=%d,lag=%d,name=%s,node_id=%s,voter=%s,log_only=%s,delayed=%s,sent=%d,durable=%d,applied=%d\r\n",
+			i, r.Host, r.Port, r.State, r.Received, max(0, int64(r.Lag.Seconds())), r.Name, r.NodeID, yesNo(r.Voter), yesNo(r.LogOnly), yesNo(r.Delayed), r.Sent, r.Durable, r.Applied)
 	}
 	field(b, "master_failover_state", cmp.Or(n.FailoverState, "no-failover"))
 	field(b, "master_replid", n.replicationID())
@@ -189,9 +189,9 @@ func infoUpstream(b *strings.Builder, s *Server, n *NodeInfo) {
 	field(b, "replica_announced", 1)
 }
 
-// priority is what Sentinel is told: 0, never to be promoted, where a promotion would fail.
+// priority is what Sentinel is told: 0, never to be promoted, where a promotion would fail, or undo what the node is there for.
 func (n *NodeInfo) priority(set int64) int64 {
-	if n.LogOnly {
+	if n.LogOnly || n.ApplyDelay > 0 {
 		return 0
 	}
 	return set
@@ -219,6 +219,7 @@ func infoShiplog(b *strings.Builder, _ *Server, n *NodeInfo) {
 	field(b, "epoch", n.Epoch)
 	field(b, "history_id", n.HistoryID)
 	field(b, "log_only", yesNo(n.LogOnly))
+	field(b, "apply_delay_ms", n.ApplyDelay.Milliseconds())
 	field(b, "commit_rule", n.Rule)
 	field(b, "too_few", n.TooFew)
 	field(b, "tail_lsn", n.Tail)

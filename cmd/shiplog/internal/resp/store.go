@@ -151,7 +151,8 @@ type NodeInfo struct {
 	Epoch      string
 	Leader     bool
 	Loading    bool
-	LogOnly    bool // keeps the log without an index
+	LogOnly    bool          // keeps the log without an index
+	ApplyDelay time.Duration // by how much a follower applies later on purpose
 
 	Tail, Head, Durable, Committed, Applied, Visible uint64
 
@@ -181,7 +182,7 @@ type Upstream struct {
 type Replica struct {
 	NodeID, Name, Host, Port         string
 	State                            string // Redis's word: online, wait_bgsave or send_bulk
-	Voter, LogOnly                   bool
+	Voter, LogOnly, Delayed          bool
 	Sent, Received, Durable, Applied uint64
 	LastAck                          time.Time
 	Lag                              time.Duration
