@@ -66,12 +66,13 @@ func (db *DB) decodeAll(ctx context.Context, from, to wal.LSN, early func(wal.Fr
 	d := db.newDecoder()
 	c := <-free
 	send := func() bool {
+		last := c.err != nil // afterwards it is the receiver's
 		select {
 		case full <- c:
 		case <-ctx.Done():
 			return false
 		}
-		if c.err != nil {
+		if last {
 			return false
 		}
 		select {
