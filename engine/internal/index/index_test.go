@@ -481,8 +481,8 @@ func TestFullDisk(t *testing.T) {
 	o := newOwner(t)
 	fs := &failing{FS: vfs.OS}
 	o.opts.FS = fs
-	var failures []error
-	o.opts.Failed = func(err error) { failures = append(failures, err) }
+	told := make(chan error, 1000)
+	o.opts.Failed = func(err error) { told <- err }
 	o.open()
 	defer o.x.Close()
 	fs.fail(errors.New("no space"))
@@ -493,13 +493,32 @@ func TestFullDisk(t *testing.T) {
 		o.freeze(true)
 	}
 	o.check(rand.New(rand.NewPCG(1, 1)), o.at)
+	next := func() error {
+		select {
+		case err := <-told:
+			return err
+		case <-time.After(time.Minute):
+			t.Fatal("it is not told")
+			return nil
+		}
+	}
+	if err := next(); err == nil {
+		t.Error("told that runs can be written")
+	}
 	fs.fail(nil)
-	for o.x.Stats().Tables > 1 {
-		time.Sleep(10 * time.Millisecond)
+	if err := next(); err != nil {
+		t.Errorf("told of %v", err)
+	}
+	for end := time.Now().Add(time.Minute); o.x.Stats().Tables > 1; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d tables are left", o.x.Stats().Tables)
+		}
 	}
 	o.check(rand.New(rand.NewPCG(1, 1)), o.at)
-	if len(failures) < 2 || failures[0] == nil || failures[len(failures)-1] != nil {
-		t.Errorf("told of %v", failures)
+	select {
+	case err := <-told:
+		t.Errorf("told of %v once more", err)
+	default:
 	}
 }
 
