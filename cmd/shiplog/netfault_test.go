@@ -14,9 +14,10 @@ import (
 type afterwards int
 
 const (
-	goesOn     afterwards = iota // writes are acknowledged, whoever leads
-	othersLead                   // by another leader than before
-	stands                       // no write is acknowledged
+	goesOn      afterwards = iota // writes are acknowledged, whoever leads
+	othersLead                    // by another leader than before
+	stands                        // no write is acknowledged
+	standsAlone                   // none by this leader; another that has taken the lease since acknowledges some
 	anything
 )
 
@@ -106,7 +107,7 @@ func processFaults() []netFault {
 		}},
 		{"kill etcd", anything, forLease, func(g *netGroup, _ *process, c *netClients) func() {
 			g.etcd.Kill()
-			g.until("nobody leads", func() bool { return g.leading() == nil })
+			g.until("nobody leads", g.nobodyLeads)
 			g.stands(c)
 			return g.etcd.Run
 		}},
@@ -127,7 +128,7 @@ func linkFaults() []netFault {
 			g.net.Set(g.keeper, leader.host, nettest.Link{Cut: true})
 			return noHeal
 		}},
-		{"cut the leader off from its followers", stands, forAny, func(g *netGroup, leader *process, _ *netClients) func() {
+		{"cut the leader off from its followers", standsAlone, forAny, func(g *netGroup, leader *process, _ *netClients) func() {
 			g.between(leader, nettest.Link{Cut: true})
 			return noHeal
 		}},
@@ -275,15 +276,17 @@ func (g *netGroup) tries(c *netClients) {
 	})
 }
 
-// switchOver has the leader hand over to a follower; it may refuse.
-func (g *netGroup) switchOver(leader, to *process) {
+// switchOver has the leader hand over to a follower, and reports whether it did; it may refuse.
+func (g *netGroup) switchOver(leader, to *process) bool {
 	g.t.Helper()
 	c := g.control()
 	c.http = http.Client{Timeout: time.Minute, Transport: leader.web.Transport}
 	var got handedOver
-	if err := c.post(context.Background(), leader.http, "/switchover?to="+to.name(), &got); err != nil {
+	err := c.post(context.Background(), leader.http, "/switchover?to="+to.name(), &got)
+	if err != nil {
 		g.t.Logf("switchover to %s: %v", to.name(), err)
 	}
+	return err == nil
 }
 
 // roleFaults are changes of roles under faults, faults that are over at once, and those of devices and of clients.
@@ -300,8 +303,11 @@ func roleFaults() []netFault {
 			return noHeal
 		}},
 		{"hand over, kill the old leader", goesOn, forAny, func(g *netGroup, leader *process, _ *netClients) func() {
-			g.switchOver(leader, g.others(leader)[0])
+			done := g.switchOver(leader, g.others(leader)[0])
 			g.kill(leader)
+			if !done && g.etcd == nil { // it still led, and nobody else does by itself
+				g.promote(g.others(leader))
+			}
 			return func() { g.start(leader) }
 		}},
 		{"hand over while the target is cut off", anything, forAny, func(g *netGroup, leader *process, _ *netClients) func() {
@@ -329,7 +335,7 @@ func roleFaults() []netFault {
 			if err := g.keeper.Plug(false); err != nil {
 				g.t.Fatal(err)
 			}
-			g.until("nobody leads", func() bool { return g.leading() == nil })
+			g.until("nobody leads", g.nobodyLeads)
 			g.stands(c)
 			return func() {
 				if err := g.keeper.Plug(true); err != nil {

@@ -167,6 +167,14 @@ func (g *netGroup) leading() (leader *process) {
 	return leader
 }
 
+// nobodyLeads reports whether all nodes answer, and none leads.
+func (g *netGroup) nobodyLeads() bool {
+	return !slices.ContainsFunc(g.nodes, func(p *process) bool {
+		s, ok := g.status(p)
+		return !ok || s.Role != "follower"
+	})
+}
+
 // whole waits until both others follow the leader, count, and know that both do; with a lease, until all may lead next.
 func (g *netGroup) whole() (leader *process) {
 	g.t.Helper()

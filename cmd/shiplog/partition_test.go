@@ -109,6 +109,8 @@ func (g *netGroup) round(round int, f netFault) *history {
 		g.goesOn(c, "writes during the fault")
 	case stands:
 		g.stands(c)
+	case standsAlone:
+		g.standsAlone(c, leader)
 	}
 	heal()
 	g.net.Heal()
@@ -134,12 +136,31 @@ func (g *netGroup) goesOn(c *netClients, what string) {
 // stands waits until writes were tried again and again, and expects that none was acknowledged that was called from now on.
 func (g *netGroup) stands(c *netClients) {
 	g.t.Helper()
-	now := c.now()
-	_, before := c.h.since(now)
-	g.until("writes are tried", func() bool { _, failed := c.h.since(now); return failed >= before+40 })
-	if acked, _ := c.h.since(now); acked != 0 {
+	if acked := g.triedAndAcked(c); acked != 0 {
 		g.t.Errorf("%d writes were acknowledged by nobody but one node", acked)
 	}
+}
+
+// standsAlone is stands for a leader that is alone while the others together are enough: where it has lost the lease meanwhile, as on a machine that is too
+// busy to renew it in time, they have gone on without it.
+func (g *netGroup) standsAlone(c *netClients, leader *process) {
+	g.t.Helper()
+	if acked := g.triedAndAcked(c); acked != 0 && (g.etcd == nil || g.leader() == leader) {
+		g.t.Errorf("%d writes were acknowledged by nobody but %s", acked, leader.name())
+	}
+}
+
+// triedAndAcked waits until writes were refused again and again, and returns how many were acknowledged that were called from now on.
+func (g *netGroup) triedAndAcked(c *netClients) (acked int) {
+	g.t.Helper()
+	now := c.now()
+	_, before := c.h.since(now)
+	g.until("writes are tried", func() bool {
+		var failed int
+		acked, failed = c.h.since(now)
+		return failed >= before+40
+	})
+	return acked
 }
 
 // TestStaleReadIsFound: with read leases turned off, a leader that is cut off from the others, but not from its clients, goes on to answer reads after another was promoted, and the
