@@ -105,7 +105,7 @@ func Open(dir string, opts *Options) (*DB, error) {
 	}
 	db.log, err = wal.Open(dir, &wal.Options{
 		FS: o.FS, SegmentSize: o.SegmentSize, Compression: o.Compression, Logger: o.Logger, Now: db.clock.time,
-		CacheSize: max(0, o.CacheSize),
+		CacheSize: max(0, o.CacheSize), StallTimeout: o.StallTimeout, Poisoned: func(err error) { db.marks.fail(&OutcomeError{Cause: err}) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)

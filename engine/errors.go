@@ -58,6 +58,8 @@ var (
 	ErrTxDone = errors.New("engine: transaction has ended")
 	// ErrLocked is returned by Open when another process, or another DB, has the directory open.
 	ErrLocked = wal.ErrLocked
+	// ErrStalled is why the log of a disk that has not answered for StallTimeout takes no more writes.
+	ErrStalled = wal.ErrStalled
 	// ErrPoisoned is returned after a failed sync: the log takes no more writes until it is reopened.
 	ErrPoisoned = wal.ErrPoisoned
 	// ErrNoSpace is returned before anything is written when the disk is full; writes work again

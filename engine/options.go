@@ -56,6 +56,10 @@ type Options struct {
 	CommitTimeout time.Duration
 	// MaxPending bounds the bytes that may wait for their commit rule. Zero: 256 MiB.
 	MaxPending int64
+	// StallTimeout is how long the disk may take for one write or sync of the log. After that it counts as failed: waits end with ErrUnknownOutcome, and
+	// nothing is acknowledged any more before the database is opened again, whatever the disk answers later; with Lease another node then
+	// leads. The call that has the disk write for its group returns when the disk answers. Zero: 20 s. Negative: no bound.
+	StallTimeout time.Duration
 	// FlushInterval is the longest time that a write under Buffered or Written stays unsynced. Zero: 10 ms.
 	FlushInterval time.Duration
 

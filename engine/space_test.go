@@ -536,3 +536,25 @@ func TestPositionsAfterAFailedSync(t *testing.T) {
 		t.Errorf("Put after a failed sync: %v", err)
 	}
 }
+
+// TestSilentDisk: a leader whose disk has not answered in time takes no more writes, and the late answer acknowledges and shows nothing.
+func TestSilentDisk(t *testing.T) {
+	disk := waltest.NewDisk()
+	db := open(t, "db", &engine.Options{FS: disk, StallTimeout: 50 * time.Millisecond})
+	mustPut(t, db, "k", "old")
+	h := holdSync(t, db, disk)
+	for db.Stats().Failed == nil {
+		runtime.Gosched()
+	}
+	if err := db.Put([]byte("k"), []byte("new")); !errors.Is(err, engine.ErrPoisoned) || !errors.Is(err, engine.ErrStalled) {
+		t.Errorf("a write while the disk is silent: %v", err)
+	}
+	wantGet(t, db.Get, "k", "old")
+	close(h.release)
+	if err := <-h.first; !errors.Is(err, engine.ErrUnknownOutcome) || !errors.Is(err, engine.ErrStalled) {
+		t.Errorf("the write that the disk has answered late: %v", err)
+	}
+	if _, err := db.Get([]byte("first")); !errors.Is(err, engine.ErrNotFound) {
+		t.Errorf("it shows: %v", err)
+	}
+}

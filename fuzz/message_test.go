@@ -33,7 +33,7 @@ func messages() []ship.Message {
 		},
 		&ship.Refusal{Code: ship.CodeProtocol, Final: true, LSN: 4096, Node: someNode, Text: "no"},
 		&ship.Mark{Committed: 4096, Head: 8192, Clock: 1, HasDigest: true, DigestLSN: 8192, Digest: 6, Epoch: wal.MakeEpoch(1, 1)},
-		&ship.Mark{Committed: 4096, Head: 8192, Clock: 1, Lease: true, Hops: 2},
+		&ship.Mark{Committed: 4096, Head: 8192, Clock: 1, Lease: true, Stalled: true, Hops: 2},
 		&ship.Ack{Received: 8192, Durable: 8192, Applied: 4096, Visible: 4096, Echo: 9, Epoch: wal.MakeEpoch(1, 1)},
 		&ship.Call{Op: ship.CallPromise, Epoch: wal.MakeEpoch(2, 0), Database: someDB, Node: someNode, Name: "copy", Addr: "127.0.0.1:7381"},
 		&ship.Call{Op: ship.CallReport, Database: someDB, Node: someNode},

@@ -46,6 +46,7 @@ type FollowerStatus struct {
 	Since        time.Time  // connected since, or disconnected since
 	LastContact  time.Time  // last message from the upstream
 	Head         wal.LSN    // the upstream's, when it last told
+	Stalled      bool       // the upstream's disk did not answer then
 	Committed    wal.LSN
 	LagBytes     uint64    // committed bytes that this node's readers do not see yet, or, where it keeps the log only, that are not on its disk; grows when cut off only by what is known
 	LeaderClock  time.Time // the leader's clock in the last mark
@@ -386,7 +387,7 @@ func (f *Follower) marked(m *Mark) {
 	st := &f.st
 	st.LastContact, st.Head, st.Epoch, st.Hops = now, m.Head, m.Epoch, m.Hops
 	st.Committed = max(st.Committed, m.Committed)
-	st.LeaderClock = time.UnixMilli(m.Clock)
+	st.LeaderClock, st.Stalled = time.UnixMilli(m.Clock), m.Stalled
 	f.fresh.mark(m.Committed, m.Clock)
 	f.fresh.see(f.shown())
 }

@@ -173,11 +173,13 @@ const (
 	// MarkLease says that the leader's reads rest on it that the follower, from this Mark on, grants no promise for [ReadLease]. A Mark
 	// without it ends that.
 	MarkLease = 2
+	// MarkStalled says that the sender's disk has not answered for a second.
+	MarkStalled = 4
 )
 
 // flagMask and bodyLimits hold, by type, the flags that exist and the length of the body.
 var (
-	flagMask   = [...]uint8{TypeData: DataHead | DataSync | DataReceipt, TypeMark: MarkDigest | MarkLease, TypeAck: 0}
+	flagMask   = [...]uint8{TypeData: DataHead | DataSync | DataReceipt, TypeMark: MarkDigest | MarkLease | MarkStalled, TypeAck: 0}
 	bodyLimits = [...]struct{ min, max uint32 }{
 		TypeJoin:    {joinFixed, joinFixed + 2*MaxName + MaxHistory*entrySize},
 		TypeWelcome: {welcomeFixed, maxBody},

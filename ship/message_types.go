@@ -242,11 +242,14 @@ type Mark struct {
 	Digest    wal.Digest
 	Epoch     wal.Epoch // of the end of the upstream's log
 	Hops      uint32
+	Stalled   bool // the sender's disk does not answer
 	Lease     bool // the leader's reads rest on this follower's granting no promise; see [ReadLease]
 }
 
 func (*Mark) messageType() Type { return TypeMark }
-func (m *Mark) flags() uint8    { return flag(m.HasDigest, MarkDigest) | flag(m.Lease, MarkLease) }
+func (m *Mark) flags() uint8 {
+	return flag(m.HasDigest, MarkDigest) | flag(m.Lease, MarkLease) | flag(m.Stalled, MarkStalled)
+}
 
 func (m *Mark) appendBody(dst []byte) []byte {
 	for _, v := range [...]uint64{
@@ -261,7 +264,8 @@ func (m *Mark) appendBody(dst []byte) []byte {
 func (d *decoder) mark(flags uint8) *Mark {
 	m := &Mark{
 		Committed: d.lsn(), Head: d.lsn(), Tail: d.lsn(), Clock: int64(d.u64()), Probe: d.u64(),
-		HasDigest: flags&MarkDigest != 0, Lease: flags&MarkLease != 0, DigestLSN: d.lsn(), Digest: wal.Digest(d.u64()), Epoch: wal.Epoch(d.u32()), Hops: d.u32(),
+		HasDigest: flags&MarkDigest != 0, Lease: flags&MarkLease != 0, Stalled: flags&MarkStalled != 0,
+		DigestLSN: d.lsn(), Digest: wal.Digest(d.u64()), Epoch: wal.Epoch(d.u32()), Hops: d.u32(),
 	}
 	d.need(m.Committed <= m.Head && m.Tail <= m.Head && m.DigestLSN <= m.Head)
 	d.need(m.HasDigest || (m.DigestLSN == 0 && m.Digest == 0))

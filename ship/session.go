@@ -18,6 +18,8 @@ const (
 	smallData = 32 << 10
 	// minMessage is what messages shrink to when the peer takes them slowly.
 	minMessage = 64 << 10
+	// stalledAfter is for how long a disk must not have answered before followers are told.
+	stalledAfter = time.Second
 	// goodbyeTime is how long an ended connection lingers so that the peer reads why.
 	goodbyeTime = time.Second
 )
@@ -296,7 +298,7 @@ func (s *session) mark(sent, limit wal.LSN, beat bool) *Mark {
 	log := s.l.log
 	m := &Mark{
 		Committed: s.l.node.Committed(), Tail: log.Tail(), Clock: s.l.clock(),
-		Probe: uint64(time.Since(s.l.began)), Epoch: log.Epoch(), Hops: s.l.hops(),
+		Probe: uint64(time.Since(s.l.began)), Epoch: log.Epoch(), Hops: s.l.hops(), Stalled: log.Stalled() >= stalledAfter,
 	}
 	s.askLease(m)
 	m.Head = max(log.Head(), sent)

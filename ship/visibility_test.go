@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"shiplog/ship"
+	"shiplog/wal"
+	"shiplog/wal/waltest"
 )
 
 // shower is a node that says whether writes wait for what followers' readers see.
@@ -62,4 +64,41 @@ func TestAwaitedVisibility(t *testing.T) {
 			c.stop()
 		})
 	}
+}
+
+// TestStalledUpstream: a leader whose disk does not answer says so in its heartbeats, and takes it back.
+func TestStalledUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := seeded(t, 7)
+		disk := waltest.NewDisk()
+		l := openNode(t, disk, "leader")
+		if err := l.log.Create(wal.Rule{}); err != nil {
+			t.Fatal(err)
+		}
+		l.fill(t, 1000, rng)
+		c := startLeader(t, l, nil)
+		_, f := c.joined(ship.FollowerOptions{})
+		stall, done := make(chan struct{}), make(chan error, 1)
+		disk.Inject(waltest.Fault{Op: waltest.OpSync, Path: "*.seg", Stall: stall})
+		go func() {
+			var b wal.Batch
+			b.Add([]byte("late"))
+			_, err := l.log.Append([]*wal.Batch{&b}, true)
+			if _, e := l.log.Sync(); err == nil {
+				err = e
+			}
+			done <- err
+		}()
+		if f.f.Status().Stalled {
+			t.Error("stalled from the beginning")
+		}
+		until(t, "the follower knows", func() bool { return f.f.Status().Stalled })
+		close(stall)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		until(t, "the follower knows that it is over", func() bool { return !f.f.Status().Stalled })
+		f.stop()
+		c.stop()
+	})
 }

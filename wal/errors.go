@@ -28,6 +28,8 @@ var (
 	// ErrPoisoned is returned by writing calls after a sync or a store failed: what the disk holds past the last
 	// successful sync is unknown until the log is opened again. The error that caused it is wrapped.
 	ErrPoisoned = errors.New("wal: log poisoned by a failed write or sync")
+	// ErrStalled is why a log was poisoned whose disk has not answered for Options.StallTimeout.
+	ErrStalled = errors.New("wal: the disk does not answer")
 	// ErrNoSpace is returned when the disk is full. Nothing was appended; reads go on, and writes work again once
 	// there is room.
 	ErrNoSpace = errors.New("wal: no space left on device")

@@ -56,7 +56,9 @@ type Log struct {
 	erased   bool                  // there is no note of a clean close
 	headless []string              // files before the tail that are left from a removal, oldest first
 
-	syncMu sync.Mutex // one fdatasync of the tip at a time
+	syncMu     sync.Mutex // one fdatasync of the tip at a time
+	syncGuard  stallGuard // of what is done under syncMu
+	writeGuard stallGuard // of what is done under mu
 
 	nodeMu sync.Mutex // guards node and its file
 	node   *node
@@ -89,6 +91,8 @@ func Open(dir string, o *Options) (*Log, error) {
 		}
 	}
 	l := &Log{dir: dir, opts: o.withDefaults()}
+	l.syncGuard.guard(l)
+	l.writeGuard.guard(l)
 	l.cache = newFrameCache(l.opts.CacheSize)
 	l.handles = handles{fs: l.opts.FS, max: l.opts.MaxMaps, readOnly: l.opts.ReadOnly}
 	l.whole.Store(uint64(noLSN))
@@ -243,6 +247,9 @@ func (l *Log) poisonWith(cause error) error {
 	err := fmt.Errorf("%w: %w", ErrPoisoned, cause)
 	if l.poison.CompareAndSwap(nil, &err) {
 		l.opts.Logger.Error("log poisoned", "error", cause, "durable_lsn", l.Durable().String())
+		if l.opts.Poisoned != nil {
+			go l.opts.Poisoned(err) // bounded by it
+		}
 	}
 	l.notify()
 	return l.Err()
@@ -393,7 +400,9 @@ func (l *Log) syncOne() error {
 	h.pins.Add(1)
 	l.mu.Unlock()
 	h.release(off, n)
+	l.syncGuard.begin()
 	err := h.file.Datasync()
+	l.syncGuard.end()
 	h.unpin()
 	if err != nil {
 		return l.poisonWith(fmt.Errorf("sync segment: %w", err))

@@ -61,6 +61,11 @@ type Options struct {
 	// DurableWindow is how long after a durable commit unsynced groups are written with pwrite rather than stored
 	// through the map, so that the next sync finds no mapped page dirty. Zero: 5 ms.
 	DurableWindow time.Duration
+	// StallTimeout is how long one write or sync of a segment may take. After that the disk counts as failed, and the log is poisoned with
+	// [ErrStalled], also if the disk answers later. Zero: 20 s. Negative: no bound.
+	StallTimeout time.Duration
+	// Poisoned, when set, is called once, in a goroutine of its own, when the log is poisoned: who waits for the disk may wait for ever.
+	Poisoned func(err error)
 	// Now is the clock of log time. Nil: time.Now.
 	Now func() time.Time
 }
@@ -106,6 +111,7 @@ func (o *Options) withDefaults() Options {
 	c.SegmentSize = cmp.Or(c.SegmentSize, DefaultSegmentSize)
 	c.MaxMaps = cmp.Or(c.MaxMaps, maps)
 	c.DurableWindow = cmp.Or(c.DurableWindow, 5*time.Millisecond)
+	c.StallTimeout = cmp.Or(c.StallTimeout, 20*time.Second)
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Now == nil {
 		c.Now = time.Now

@@ -179,7 +179,7 @@ func (l *Log) writeRaw(p []byte, cur cursor, records []EpochRecord) error {
 		l.tip.dropDigests(l.cur.at)
 		return err
 	}
-	if _, err := l.tipFile.file.WriteAt(p, int64(l.cur.at-l.tip.base())); err != nil {
+	if err := l.pwrite(p, int64(l.cur.at-l.tip.base())); err != nil {
 		return l.poisonWith(fmt.Errorf("write segment %s: %w", l.tip.path, spaceError(err)))
 	}
 	l.cur = cur

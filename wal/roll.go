@@ -30,7 +30,13 @@ func (l *Log) seal() error {
 		return err
 	}
 	l.tipFile.release(l.takeStored())
-	if err := l.tipFile.file.Datasync(); err != nil {
+	l.writeGuard.begin()
+	err := l.tipFile.file.Datasync()
+	l.writeGuard.end()
+	if err == nil {
+		err = l.Err() // the answer came too late
+	}
+	if err != nil {
 		return l.poisonWith(fmt.Errorf("seal segment %s: %w", l.tip.path, err))
 	}
 	l.cur.pass(&m)

@@ -37,13 +37,21 @@ func (l *Log) write(at LSN, p []byte, sync bool) error {
 		if err := l.store(off, p); err != nil {
 			return l.poisonWith(fmt.Errorf("store into segment %s: %w", l.tip.path, err))
 		}
-	} else if _, err := l.tipFile.file.WriteAt(p, off); err != nil {
+	} else if err := l.pwrite(p, off); err != nil {
 		return l.poisonWith(fmt.Errorf("write segment %s: %w", l.tip.path, spaceError(err)))
 	}
 	if end := at + LSN(len(p)); !sync && end-l.mapped.flushed >= writeBackEvery {
 		l.keeper.kick() // it calls writeBehind
 	}
 	return nil
+}
+
+// pwrite writes p at an offset of the tip, watched.
+func (l *Log) pwrite(p []byte, off int64) error {
+	l.writeGuard.begin()
+	defer l.writeGuard.end()
+	_, err := l.tipFile.file.WriteAt(p, off)
+	return err
 }
 
 // store copies p to an offset of the tip through its map.

@@ -50,7 +50,10 @@ func (l *Log) beginRaw(h *Header) error {
 // syncSealed makes the oldest segment durable that a header is withheld for, and writes that header. mu is held.
 func (l *Log) syncSealed() error {
 	w := l.withheld[0]
-	if err := w.before.file.Datasync(); err != nil {
+	l.writeGuard.begin()
+	err := w.before.file.Datasync()
+	l.writeGuard.end()
+	if err != nil {
 		return l.poisonWith(fmt.Errorf("sync segment: %w", err))
 	}
 	return l.release(w)

@@ -404,8 +404,17 @@ func TestWhoMissedTheDegradedSpanDoesNotLead(t *testing.T) {
 	old.until("nothing is lost", func() bool { return c.Get(ctx, "k").Val() == "2" })
 }
 
-// TestFailedDiskGivesTheLeaseUp: a leader whose disk fails lets another lead, although it lives and reaches etcd.
+// TestFailedDiskGivesTheLeaseUp: a leader whose disk fails, or does not answer any more, lets another lead, although it lives and reaches etcd.
 func TestFailedDiskGivesTheLeaseUp(t *testing.T) {
+	for name, inject := range map[string]string{"fails": "inject=fdatasync:error=EIO:when=100+", "is silent": "inject=fdatasync:delay_enter=100000000:when=100+"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			failedDisk(t, inject)
+		})
+	}
+}
+
+func failedDisk(t *testing.T, inject string) {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		t.Skip("strace is not installed")
@@ -422,9 +431,10 @@ func TestFailedDiskGivesTheLeaseUp(t *testing.T) {
 	for _, name := range []string{"a", "b", "c"} {
 		p := newNode(t, filepath.Join(dir, name), "--name", name, "--commit", "replicated:1", "--etcd", e.Endpoint, "--group", "g", "--lease-ttl", "2s")
 		if name == "a" {
+			p.args = append(p.args, "--stall-timeout", "2s")
 			p.under = []string{
 				strace, "-f", "-qq", "-o", os.DevNull, "-P", filepath.Join(dir, name, "log", "0000000000000000.seg"),
-				"-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=100+",
+				"-e", "trace=fdatasync", "-e", inject,
 			}
 		}
 		p.relaunch()

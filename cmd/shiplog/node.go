@@ -364,7 +364,7 @@ func (n *node) upstreamStatus() *httpd.Upstream {
 		return nil
 	}
 	s := f.Status()
-	up := &httpd.Upstream{Addr: addr, NodeID: s.UpstreamID.String(), Name: s.UpstreamName, Connected: s.Connected && final == nil, LagBytes: s.LagBytes, FreshMs: -1}
+	up := &httpd.Upstream{Addr: addr, NodeID: s.UpstreamID.String(), Name: s.UpstreamName, Connected: s.Connected && final == nil, LagBytes: s.LagBytes, FreshMs: -1, Stalled: s.Stalled}
 	asOf := n.db.ShownUntil()
 	if !s.FreshAsOf.IsZero() {
 		asOf = max(asOf, s.FreshAsOf.UnixMilli())

@@ -40,6 +40,7 @@ type Serve struct {
 	TooFew        string
 	DegradeAfter  time.Duration
 	CommitTimeout time.Duration
+	StallTimeout  time.Duration
 	Compression   string
 	SegmentSize   int64
 	IndexMemory   int64 // bytes
@@ -86,6 +87,7 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.FirstVoters, "first-voters", false, "count the first N connected of --voters, in their order, instead of any N")
 	fs.StringVar(&c.TooFew, "too-few", "refuse", "what a write does while too few followers are connected: refuse, block or degrade")
 	fs.DurationVar(&c.DegradeAfter, "degrade-after", 0, "how long --too-few degrade waits first (default 5s)")
+	fs.DurationVar(&c.StallTimeout, "stall-timeout", 0, "how long the disk may take for one write or sync before it counts as failed (default 20s)")
 	fs.DurationVar(&c.CommitTimeout, "commit-timeout", 0, "longest wait of a write for the rule; then its outcome is unknown (default 10s)")
 	fs.StringVar(&c.Compression, "compression", "s2", "codec of new frames: s2, zstd or none")
 	fs.Int64Var(&c.SegmentSize, "segment-size", 0, "bytes of a log segment of a new database, a power of two (default 64 MiB)")
@@ -201,7 +203,7 @@ func (n *Node) resolveName() error {
 func (n *Node) resolveEngine() error {
 	var errs []error
 	o := engine.Options{
-		Voters: n.Voters, FirstVoters: n.FirstVoters, DegradeAfter: n.DegradeAfter, CommitTimeout: n.CommitTimeout,
+		Voters: n.Voters, FirstVoters: n.FirstVoters, DegradeAfter: n.DegradeAfter, CommitTimeout: n.CommitTimeout, StallTimeout: n.StallTimeout,
 		SegmentSize: n.SegmentSize, Follower: n.Follow != "", StaleReads: n.StaleReads, LogOnly: n.LogOnly, ApplyDelay: n.ApplyDelay,
 		MemIndexSize: n.IndexMemory, CacheSize: n.Cache, SpaceFactor: n.SpaceFactor, MaxPinned: n.MaxPinned, MaxPinnedAge: n.MaxPinnedAge, SortWhenIdle: n.SortWhenIdle,
 		ReadLeases: n.ReadLeases && len(n.Etcd) == 0, // else the lease in etcd does as much

@@ -118,6 +118,7 @@ type Upstream struct {
 	Connected bool   `json:"connected"`
 	LagBytes  uint64 `json:"lag_bytes"`
 	FreshMs   int64  `json:"fresh_as_of_ms_ago"` // by the leader's clock; -1: never
+	Stalled   bool   `json:"stalled,omitempty"`  // its disk does not answer, as it says
 	Error     string `json:"error,omitempty"`
 	Final     bool   `json:"final,omitempty"` // it will not be tried again
 }
