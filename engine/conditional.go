@@ -10,7 +10,9 @@ import (
 // them, visible or not; the log holds only what they came to. Each answer, a refusal too, is returned
 // once all that it was decided on is visible. Their errors are those of Commit.
 
-// PutIfAbsent sets key to value if it has none, and reports whether it did.
+// PutIfAbsent sets key to value if it has none, and reports whether it did. It returns when the commit rule and level l hold for
+// what was written, as Commit does; after a refusal, when all that it rests on is visible. An error that matches ErrUnknownOutcome: it may
+// have been written. Safe for concurrent use.
 func (db *DB) PutIfAbsent(ctx context.Context, l Level, key, value []byte) (bool, Position, error) {
 	done := false
 	pos, err := db.conditional(ctx, l, key, func(v *view, b *Batch) error {
@@ -27,7 +29,7 @@ func (db *DB) PutIfAbsent(ctx context.Context, l Level, key, value []byte) (bool
 }
 
 // CompareAndSwap sets key to value if its current value is old, and reports whether it did. A nil
-// old stands for a key that has no value. An expiry of the old value is not kept.
+// old stands for a key that has no value. An expiry of the old value is not kept. It returns when, and fails as, PutIfAbsent does.
 func (db *DB) CompareAndSwap(ctx context.Context, l Level, key, old, value []byte) (bool, Position, error) {
 	done := false
 	pos, err := db.conditional(ctx, l, key, func(v *view, b *Batch) error {
@@ -44,7 +46,8 @@ func (db *DB) CompareAndSwap(ctx context.Context, l Level, key, old, value []byt
 }
 
 // Increment adds delta to the decimal int64 that key holds, 0 where it holds none, keeps its expiry,
-// and returns the sum. ErrNotInteger: the value is no such number, or the sum does not fit.
+// and returns the sum. ErrNotInteger: the value is no such number, or the sum does not fit. It returns when, and fails as,
+// PutIfAbsent does; one whose outcome is not known must not just be made again.
 func (db *DB) Increment(ctx context.Context, l Level, key []byte, delta int64) (int64, Position, error) {
 	var sum int64
 	pos, err := db.conditional(ctx, l, key, func(v *view, b *Batch) error {

@@ -73,7 +73,7 @@ func TestLargest(t *testing.T) {
 		t.Skip("256 MiB are written")
 	}
 	dir := t.TempDir()
-	db := open(t, dir, nil)
+	db := open(t, dir, &engine.Options{CommitTimeout: -1})
 	key, value := bytes.Repeat([]byte("k"), engine.MaxKeySize), make([]byte, engine.MaxValueSize)
 	for i := 0; i < len(value); i += 1 << 10 {
 		value[i] = byte(i >> 10)
@@ -97,7 +97,7 @@ func TestLargest(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	db = open(t, dir, nil)
+	db = open(t, dir, &engine.Options{CommitTimeout: -1})
 	got, err := db.Get(key)
 	if err != nil || !bytes.Equal(got, value) {
 		t.Errorf("%d bytes, %v", len(got), err)

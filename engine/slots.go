@@ -154,7 +154,8 @@ func (s *slots) advance(id wal.NodeID, durable wal.LSN) {
 	}
 }
 
-// DropSlot forgets the slot of a follower that is not connected. ErrNotFound: there is none of that name.
+// DropSlot forgets the slot of a follower that is not connected: what was kept for it alone may go, and it starts over when it comes
+// back. ErrNotFound: there is none of that name.
 func (db *DB) DropSlot(name string) error {
 	s := &db.slots
 	s.mu.Lock()

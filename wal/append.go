@@ -50,8 +50,8 @@ func (l *Log) Append(batches []*Batch, sync bool) (Range, error) {
 	return Range{Start: start, End: l.cur.at}, nil
 }
 
-// AppendControl stores a control record in a frame of its own. It may use the space that is held in reserve. Epoch
-// records are StartEpoch's.
+// AppendControl stores a control record in a frame of its own; like what Append stores it is not durable before Sync, and sync says
+// that it comes next. It may use the space that is held in reserve. Epoch records are StartEpoch's.
 func (l *Log) AppendControl(c Control, sync bool) (Range, error) {
 	if _, ok := c.(*EpochRecord); ok {
 		return Range{}, fmt.Errorf("%w: epoch records are written by StartEpoch", ErrInvalid)
