@@ -196,11 +196,12 @@ func (l *Leader) join(c *conn) (*session, error) {
 	if !ok {
 		return nil, refuse(CodeProtocol, "want a join or a call")
 	}
+	cuts := l.log.Cuts() // before what is decided on is read
 	start, w, err := l.decide(j)
 	if err != nil {
 		return nil, err
 	}
-	s := newSession(l, c, j, start)
+	s := newSession(l, c, j, start, cuts)
 	if leaser, ok := l.node.(ReadLeaser); ok && j.Features&FeatureReadLease != 0 && l.upstream() == nil {
 		s.leaser = leaser
 		w.Features |= FeatureReadLease

@@ -32,6 +32,7 @@ type session struct {
 	c     *conn
 	join  *Join
 	start wal.LSN
+	cuts  uint64 // of the log, before the follower's position was judged
 	since time.Time
 
 	kick chan struct{} // one token: look again
@@ -68,17 +69,17 @@ type session struct {
 	caughtUp bool
 }
 
-func newSession(l *Leader, c *conn, j *Join, start wal.LSN) *session {
+func newSession(l *Leader, c *conn, j *Join, start wal.LSN, cuts uint64) *session {
 	now := time.Now()
 	s := &session{
-		l: l, c: c, join: j, start: start, since: now, seen: now,
+		l: l, c: c, join: j, start: start, cuts: cuts, since: now, seen: now,
 		kick: make(chan struct{}, 1), done: make(chan struct{}), gone: make(chan struct{}),
 		message: MaxData, buf: make([]byte, 0, smallData+2*HeaderSize+markSize),
 	}
 	s.sent.Store(uint64(start))
 	s.acked.Received = min(start, j.End)
 	s.eager.Store(j.Role == RoleVoter)
-	if limit, _ := s.limit(); start >= limit {
+	if limit := s.limit(); start >= limit {
 		s.reaches(limit) // the first acknowledgement may come before the first step
 	}
 	return s
@@ -150,15 +151,21 @@ func (s *session) wake() {
 
 // limit returns up to where this follower may be sent: the head for voters, and for who is about to lead; for all others what is
 // committed and on this node's disk.
-func (s *session) limit() (limit wal.LSN, voter bool) {
+func (s *session) limit() wal.LSN {
 	head := s.l.log.Head()
-	if s.votes() {
-		return head, true
+	if s.votes() || s.join.Role == RoleCandidate {
+		return head
 	}
-	if s.join.Role == RoleCandidate {
-		return head, false
+	return min(s.l.node.Committed(), s.l.log.Durable(), head)
+}
+
+// uncut ends the session once the log was cut back: what the follower has may not be this log's any more, and it must be judged anew
+// before it is told anything that was read since.
+func (s *session) uncut() error {
+	if s.l.log.Cuts() != s.cuts {
+		return refuse(CodeNotReady, "the upstream's log was cut back")
 	}
-	return min(s.l.node.Committed(), s.l.log.Durable(), head), false
+	return nil
 }
 
 // votes reports whether the follower is a voter. One that the node does not list any more stops being one here.
@@ -251,10 +258,10 @@ func (s *session) step(beat bool) (more bool, err error) {
 	if err := s.flush(); err != nil {
 		return false, err
 	}
-	limit, voter := s.limit()
+	limit := s.limit()
 	sent := wal.LSN(s.sent.Load())
-	if voter && limit < sent {
-		return false, &Error{Code: CodeInternal, Text: fmt.Sprintf("the upstream's log was cut back to %s", limit)}
+	if err := s.uncut(); err != nil {
+		return false, err
 	}
 	if limit <= sent+wal.LSN(s.message) {
 		s.reaches(limit)
@@ -268,8 +275,7 @@ func (s *session) step(beat bool) (more bool, err error) {
 		return true, err
 	}
 	if s.markDue(beat) {
-		s.buf = s.c.appendMessage(s.buf[:0], s.mark(sent, limit, beat))
-		return false, s.sendBuf(false)
+		return false, s.sendMark(sent, limit, beat)
 	}
 	if draining {
 		return false, refuse(CodeShutdown, "")
@@ -290,6 +296,16 @@ func (s *session) reaches(limit wal.LSN) {
 // markDue reports whether the follower is to be told a mark. sendMu is held.
 func (s *session) markDue(beat bool) bool {
 	return beat || s.l.node.Committed() > s.marked || s.leaser != nil && s.leaser.WantsReadLease() != (s.leaseFrom.Load() != 0)
+}
+
+// sendMark sends a Mark. sendMu is held.
+func (s *session) sendMark(sent, limit wal.LSN, beat bool) error {
+	m := s.mark(sent, limit, beat)
+	if err := s.uncut(); err != nil {
+		return err
+	}
+	s.buf = s.c.appendMessage(s.buf[:0], m)
+	return s.sendBuf(false)
 }
 
 // mark makes a Mark. With sent at the end of a batch, the head's or the committed mark's, it carries a digest.
@@ -345,14 +361,22 @@ func (s *session) appendSmall(from, to wal.LSN, beat bool) error {
 	if err == nil && n != int(h.Length) {
 		err = fmt.Errorf("%d bytes of %d", n, h.Length)
 	}
+	var m *Mark
+	if err == nil && s.markDue(beat) {
+		m = s.mark(to, to, beat)
+	}
+	if cut := s.uncut(); cut != nil {
+		s.buf = s.buf[:0]
+		return cut
+	}
 	if err != nil {
 		s.buf = s.buf[:0]
 		return &Error{Code: CodeInternal, Text: fmt.Sprintf("read at %s", from), Err: err}
 	}
 	s.c.appendData(s.buf[:0], h)
 	s.sent.Store(uint64(to))
-	if s.markDue(beat) {
-		s.buf = s.c.appendMessage(s.buf, s.mark(to, to, beat))
+	if m != nil {
+		s.buf = s.c.appendMessage(s.buf, m)
 	}
 	return nil
 }
@@ -419,6 +443,9 @@ func (s *session) sendBulk(from, limit wal.LSN, beat bool) error {
 		return fmt.Errorf("ship: sent %d of %d bytes from %s: %w", sent, n, from, errors.Join(err, io.ErrShortWrite))
 	}
 	s.broken = false
+	if err := s.uncut(); err != nil {
+		return err
+	}
 	now := time.Now()
 	s.lastSendAt = now
 	// A peer on a slow line gets smaller messages, so that marks and deadlines keep their meaning.
@@ -429,8 +456,7 @@ func (s *session) sendBulk(from, limit wal.LSN, beat bool) error {
 		s.message = min(s.message*2, MaxData)
 	}
 	if beat || now.Sub(s.markedAt) > s.l.opts.Heartbeat/10 {
-		s.buf = s.c.appendMessage(s.buf[:0], s.mark(from+wal.LSN(n), limit, beat))
-		return s.sendBuf(false)
+		return s.sendMark(from+wal.LSN(n), limit, beat)
 	}
 	return nil
 }

@@ -166,6 +166,10 @@ func (l *Log) Truncate(to LSN) error {
 	return l.cutTo(to, cur)
 }
 
+// Cuts counts how often bytes were taken back from the log since it was opened, by [Log.Truncate] or [Log.Reset]. It rises before the
+// first of them changes: who has read bytes, or a mark, and then finds Cuts as it was before knows that no cut lies between.
+func (l *Log) Cuts() uint64 { return l.generation.Load() }
+
 // cutTo removes everything from to on. The intent is durable before, and cleared after.
 func (l *Log) cutTo(to LSN, cur cursor) error {
 	if err := l.setIntent(to); err != nil {
