@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"shiplog/engine"
@@ -538,13 +539,16 @@ func TestPositionsAfterAFailedSync(t *testing.T) {
 }
 
 // TestSilentDisk: a leader whose disk has not answered in time takes no more writes, and the late answer acknowledges and shows nothing.
-func TestSilentDisk(t *testing.T) {
+func TestSilentDisk(t *testing.T) { synctest.Test(t, silentDisk) }
+
+func silentDisk(t *testing.T) {
 	disk := waltest.NewDisk()
-	db := open(t, "db", &engine.Options{FS: disk, StallTimeout: 50 * time.Millisecond})
+	db := open(t, "db", &engine.Options{FS: disk})
 	mustPut(t, db, "k", "old")
 	h := holdSync(t, db, disk)
-	for db.Stats().Failed == nil {
-		runtime.Gosched()
+	time.Sleep(21 * time.Second)
+	if err := db.Stats().Failed; !errors.Is(err, engine.ErrStalled) {
+		t.Errorf("after 21 s: %v", err)
 	}
 	if err := db.Put([]byte("k"), []byte("new")); !errors.Is(err, engine.ErrPoisoned) || !errors.Is(err, engine.ErrStalled) {
 		t.Errorf("a write while the disk is silent: %v", err)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"shiplog/wal"
@@ -299,48 +300,51 @@ func TestStalledSync(t *testing.T) {
 func TestSilentDisk(t *testing.T) {
 	for _, op := range []waltest.Op{waltest.OpSync, waltest.OpWrite} {
 		t.Run(op.String(), func(t *testing.T) {
-			d := waltest.NewDisk()
-			w := newWorld(d, dbDir)
-			told := make(chan error, 2)
-			w.opts.StallTimeout = 20 * time.Millisecond
-			w.opts.Poisoned = func(err error) { told <- err }
-			for _, err := range []error{w.open(), w.create(), w.append(true, []int{10})} {
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
-			durable := w.log.Durable()
-			stall, answer := make(chan struct{}), make(chan error, 1)
-			in := d.Inject(waltest.Fault{Op: op, Path: "*.seg", Stall: stall})
-			go func() {
-				_, err := w.log.Append([]*wal.Batch{batch(1, 20)}, true)
-				if err == nil {
-					_, err = w.log.Sync()
-				}
-				answer <- err
-			}()
-			if err := <-told; !errors.Is(err, wal.ErrPoisoned) || !errors.Is(err, wal.ErrStalled) {
-				t.Errorf("told %v", err)
-			}
-			if in.Hits() == 0 || w.log.Stalled() < 20*time.Millisecond || !errors.Is(w.log.Err(), wal.ErrStalled) {
-				t.Errorf("%d calls stalled, for %v: %v", in.Hits(), w.log.Stalled(), w.log.Err())
-			}
-			close(stall)
-			if err := <-answer; !errors.Is(err, wal.ErrStalled) || w.log.Durable() != durable {
-				t.Errorf("the late answer gave %v, durable %v, was %v", err, w.log.Durable(), durable)
-			}
-			if w.log.Stalled() != 0 {
-				t.Error("it is still waited for")
-			}
-			_ = w.log.Close()
-			w.opts.StallTimeout, w.opts.Poisoned = 0, nil
-			if err := w.open(); err != nil {
-				t.Fatal(err)
-			}
-			if err := w.close(); err != nil {
-				t.Fatal(err)
-			}
+			synctest.Test(t, func(t *testing.T) { silentDisk(t, op) })
 		})
+	}
+}
+
+func silentDisk(t *testing.T, op waltest.Op) {
+	d := waltest.NewDisk()
+	w := newWorld(d, dbDir)
+	told := make(chan error, 2)
+	w.opts.Poisoned = func(err error) { told <- err }
+	for _, err := range []error{w.open(), w.create(), w.append(true, []int{10})} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	durable := w.log.Durable()
+	stall, answer := make(chan struct{}), make(chan error, 1)
+	in := d.Inject(waltest.Fault{Op: op, Path: "*.seg", Stall: stall})
+	go func() {
+		_, err := w.log.Append([]*wal.Batch{batch(1, 20)}, true)
+		if err == nil {
+			_, err = w.log.Sync()
+		}
+		answer <- err
+	}()
+	if err := <-told; !errors.Is(err, wal.ErrPoisoned) || !errors.Is(err, wal.ErrStalled) {
+		t.Errorf("told %v", err)
+	}
+	if in.Hits() == 0 || w.log.Stalled() < 20*time.Millisecond || !errors.Is(w.log.Err(), wal.ErrStalled) {
+		t.Errorf("%d calls stalled, for %v: %v", in.Hits(), w.log.Stalled(), w.log.Err())
+	}
+	close(stall)
+	if err := <-answer; !errors.Is(err, wal.ErrStalled) || w.log.Durable() != durable {
+		t.Errorf("the late answer gave %v, durable %v, was %v", err, w.log.Durable(), durable)
+	}
+	if w.log.Stalled() != 0 {
+		t.Error("it is still waited for")
+	}
+	_ = w.log.Close()
+	w.opts.Poisoned = nil
+	if err := w.open(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.close(); err != nil {
+		t.Fatal(err)
 	}
 }
 
