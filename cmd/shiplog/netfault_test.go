@@ -253,6 +253,16 @@ func doubleFaults() []netFault {
 			isolate(g, leader)
 			resume()
 			return noHeal
+		}}, netFault{"kill the leader while a follower is behind", goesOn, forAny, func(g *netGroup, leader *process, c *netClients) func() {
+			p := g.others(leader)[0]
+			g.net.SetBoth(leader.host, p.host, nettest.Link{Cut: true})
+			g.goesOn(c, "writes that it lacks")
+			g.goesOn(c, "more of them")
+			g.kill(leader)
+			if g.etcd == nil {
+				g.promote([]*process{p})
+			}
+			return func() { g.start(leader) }
 		}}, netFault{"kill everybody, start them cut off from each other", stands, forAny, func(g *netGroup, _ *process, _ *netClients) func() {
 			for _, p := range g.nodes {
 				g.kill(p)

@@ -231,10 +231,14 @@ func (g *netGroup) others(not ...*process) []*process {
 // errDial is a connection that was not made: nothing was sent.
 type errDial struct{ error }
 
-// redis is a client of a node, on its own host or another.
+// redis is a client of a node, on its own host or another. It waits for longer than a commit takes at most, or from afar so shortly that it soon finds another leader.
 func (g *netGroup) redis(p *process, from *nettest.Host) *redis.Client {
+	patience := 1500 * time.Millisecond
+	if from != p.host {
+		patience = 250 * time.Millisecond
+	}
 	return redis.NewClient(&redis.Options{
-		Addr: p.resp, Password: netPassword, MaxRetries: -1, ReadTimeout: 1500 * time.Millisecond, DialTimeout: 500 * time.Millisecond, DialerRetries: 1, PoolSize: 2,
+		Addr: p.resp, Password: netPassword, MaxRetries: -1, ReadTimeout: patience, DialTimeout: 500 * time.Millisecond, DialerRetries: 1, PoolSize: 2,
 		Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 			defer cancel()
