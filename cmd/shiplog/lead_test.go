@@ -335,3 +335,13 @@ func TestPromoteWithoutQuorum(t *testing.T) {
 	b.until("c counts and a write succeeds", func() bool { return b.client().Set(ctx, "k", "3", 0).Err() == nil })
 	c.until("c has it", func() bool { return c.client().Get(ctx, "k").Val() == "3" })
 }
+
+// TestPromoteWaitsForTheRole: a node that is starting is not told to lead before it has asked the others: until then it may take itself for the leader that it was.
+func TestPromoteWaitsForTheRole(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	n := &node{joined: make(chan struct{})}
+	if got, err := n.Promote(ctx, false, false); err == nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("promoted while it starts: %v, %v", got, err)
+	}
+}

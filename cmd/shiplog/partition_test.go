@@ -18,6 +18,9 @@ import (
 // what was acknowledged is in them once, what was refused is not, and what any node showed was the state of a prefix that it had visible, never an earlier one
 // than the same client had seen of that process.
 //
+// It was seen to fail on builds that show, or count as committed, what no follower has, whose lease never ends, that promise another leader while the old one relies on
+// their lease, and whose candidates do not copy what they lack.
+//
 // SHIPLOG_PARTITIONS sets how many faults each kind of group goes through, SHIPLOG_SEED reruns a schedule, SHIPLOG_FAULT takes only the faults whose names contain it.
 func TestPartitions(t *testing.T) {
 	t.Parallel()
