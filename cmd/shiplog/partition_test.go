@@ -120,7 +120,7 @@ func (g *netGroup) round(round int, f netFault) *history {
 	g.whole()
 	g.goesOn(c, "writes after the fault")
 	c.end()
-	for _, wrong := range c.h.linearizable(time.Minute) {
+	for _, wrong := range c.h.linearizable(5 * time.Minute) {
 		g.t.Error(wrong)
 	}
 	if g.t.Failed() {
@@ -190,7 +190,7 @@ func TestStaleReadIsFound(t *testing.T) {
 	before := looks()
 	g.until("the old leader has answered reads", func() bool { return looks() > before+20 })
 	c.end()
-	wrong := c.h.linearizable(time.Minute)
+	wrong := c.h.linearizable(5 * time.Minute)
 	if len(wrong) == 0 {
 		t.Fatal("stale reads were not found")
 	}
