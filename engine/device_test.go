@@ -41,7 +41,7 @@ func TestFailingDevice(t *testing.T) {
 					}
 				})
 			}
-			for end := time.Now().Add(30 * time.Second); acked[0].Load() < 50; time.Sleep(pause) {
+			for end := time.Now().Add(time.Minute); acked[0].Load() < 50; time.Sleep(pause) {
 				if time.Now().After(end) {
 					t.Fatal("writes do not go on")
 				}

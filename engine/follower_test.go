@@ -263,7 +263,7 @@ func TestPromoteBehindASeal(t *testing.T) {
 	if _, err := follower.Log().AppendRaw(0, p); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if err := follower.Promote(ctx); err != nil {
 		t.Errorf("log ends at %v, applied %v: %v", follower.Log().Head(), follower.Applied(), err)

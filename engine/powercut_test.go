@@ -276,7 +276,7 @@ func (w *powerWorld) writeUntilCut() {
 		}
 	})
 	until := w.acked.Load() + int64(w.rng.IntN(500))
-	for end := time.Now().Add(30 * time.Second); w.acked.Load() < until; time.Sleep(pause) {
+	for end := time.Now().Add(time.Minute); w.acked.Load() < until; time.Sleep(pause) {
 		if time.Now().After(end) {
 			w.t.Fatalf("%s: commits do not go on", w.what)
 		}

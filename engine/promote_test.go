@@ -108,7 +108,7 @@ func TestPromoteBehindAHeader(t *testing.T) {
 			}
 			f = open(t, dir, opts)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if err := f.Promote(ctx); err != nil {
 			t.Fatalf("reopened %v: %v", reopened, err)

@@ -65,7 +65,7 @@ func (m model) bytes() (n int64) {
 // settled waits until the log is no longer than the bound.
 func settled(t *testing.T, db *engine.DB, m model, segment int64) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		s := db.Stats()
 		stored := int64(s.Head - s.Tail)

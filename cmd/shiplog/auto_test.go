@@ -241,11 +241,12 @@ func (g *gate) set(shut bool) {
 func TestStoppedLeaderOutlivesItsLease(t *testing.T) {
 	ctx := context.Background()
 	nodes := leased(t, etcdtest.Start(t), "durable", "1s", "a", "b")
-	old := whole(nodes)
+	var old *process
+	nodes[0].until("a write", func() bool { // on a busy machine the lead may change in between
+		old = whole(nodes)
+		return old.client().Set(ctx, "k", "old", 0).Err() == nil
+	})
 	rest := without(nodes, old)
-	if err := old.client().Set(ctx, "k", "old", 0).Err(); err != nil {
-		t.Fatal(err)
-	}
 	rest[0].until("the follower has it", func() bool { return rest[0].client().Get(ctx, "k").Val() == "old" })
 	const pending = 32
 	var clients []*redis.Client

@@ -130,7 +130,7 @@ func (c *counter) check(t *testing.T, client *redis.Client) {
 	t.Helper()
 	lowest := c.acked.Load()
 	var got string
-	for end := time.Now().Add(30 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		v, err := client.Get(context.Background(), c.key).Result()
 		if err == nil || err == redis.Nil && lowest == 0 {
 			got = v

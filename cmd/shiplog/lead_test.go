@@ -69,15 +69,28 @@ func (w *writers) goesOn(p *process, what string) {
 	p.until(what, func() bool { return w.sum() > n+int64(len(w.keys)) })
 }
 
-// check reads every key at a node: no less than what was acknowledged.
+// check reads every key at a node: no less than what was acknowledged. A leader shows it at once; a node that has lost the lead on a busy machine, or
+// waits for its read leases, does in the end.
 func (w *writers) check(p *process, floor []int64) {
 	p.t.Helper()
 	c := p.client()
 	for i, key := range w.keys {
-		got, err := c.Get(context.Background(), key).Int64()
-		if errors.Is(err, redis.Nil) && floor[i] == 0 { // nothing of it was acknowledged yet
+		if floor[i] == 0 { // nothing of it was acknowledged yet
 			continue
 		}
+		var got int64
+		var err error
+		p.until(fmt.Sprintf("%s shows %s", p.dir, key), func() bool {
+			led := role(c) == "master"
+			got, err = c.Get(context.Background(), key).Int64()
+			switch {
+			case err != nil && !errors.Is(err, redis.Nil):
+				return false
+			case err == nil && got >= floor[i]:
+				return true
+			}
+			return led && role(c) == "master"
+		})
 		if err != nil || got < floor[i] {
 			p.t.Errorf("%s: %s is %d, %v; %d was acknowledged", p.dir, key, got, err, floor[i])
 		}

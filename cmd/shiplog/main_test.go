@@ -193,9 +193,9 @@ func (p *process) stop() {
 
 func (p *process) until(what string, ok func() bool) {
 	p.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			p.t.Fatalf("%s: not within 30 s", what)
+			p.t.Fatalf("%s: not within a minute", what)
 		}
 	}
 }

@@ -215,7 +215,7 @@ func (p *pair) writeUntilCut(rng *rand.Rand, victims []*half) {
 		}
 	})
 	until := int64(20 + rng.IntN(150))
-	for end := time.Now().Add(30 * time.Second); acks.Load() < until; time.Sleep(pause) {
+	for end := time.Now().Add(time.Minute); acks.Load() < until; time.Sleep(pause) {
 		if time.Now().After(end) {
 			cancel()
 			p.t.Fatalf("%s: writes do not go on", p.what)
@@ -299,7 +299,7 @@ func (p *pair) check() {
 
 func (p *pair) until(what string, ok func() bool) {
 	p.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			p.t.Fatalf("%s: %s: not within 30 s", p.what, what)
 		}

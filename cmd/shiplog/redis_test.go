@@ -50,7 +50,7 @@ func redisServer(t testing.TB) (addr string) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		nc, err := net.Dial("tcp", addr)
 		if err == nil {
 			nc.Close()
@@ -80,7 +80,7 @@ func dialogueWith(t testing.TB, addr string) *dialogue {
 
 // do sends lines and reads as many replies; an empty line only reads.
 func (d *dialogue) do(lines ...string) (replies []string, err error) {
-	d.nc.SetDeadline(time.Now().Add(30 * time.Second))
+	d.nc.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := d.nc.Write([]byte(strings.Join(lines, "\r\n") + "\r\n")); err != nil {
 		return nil, err
 	}
@@ -182,7 +182,7 @@ func play(t testing.TB, addr string, steps []*step, pipelined bool, got func(s *
 			lines = append(lines, steps[i+n].cmd)
 		}
 		replies, err := conns[s.conn].do(lines...)
-		for end := time.Now().Add(20 * time.Second); s.mode == '?' && err == nil && replies[0] != s.want && time.Now().Before(end); {
+		for end := time.Now().Add(time.Minute); s.mode == '?' && err == nil && replies[0] != s.want && time.Now().Before(end); {
 			time.Sleep(2 * time.Millisecond)
 			replies, err = conns[s.conn].do(s.cmd)
 		}

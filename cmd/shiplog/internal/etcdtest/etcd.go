@@ -87,7 +87,7 @@ func (s *Server) Run() {
 			_ = cmd.Wait()
 		}
 	})
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		res, err := web.Get("http://" + s.Endpoint + "/health")
 		if err == nil {
 			_ = res.Body.Close()

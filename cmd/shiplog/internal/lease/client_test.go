@@ -44,7 +44,7 @@ func client(t *testing.T, e *etcdtest.Server, node string) *lease.Client {
 // until waits for a change after which ok holds.
 func until(t *testing.T, c *lease.Client, ok func() bool) {
 	t.Helper()
-	end := time.After(30 * time.Second)
+	end := time.After(time.Minute)
 	for !ok() {
 		select {
 		case <-c.Changed():

@@ -385,7 +385,7 @@ func start(t testing.TB, change func(o *resp.Options)) *server {
 	s.addr = ln.Addr().String()
 	go func() { s.done <- s.Serve(ln) }() // ends with Shutdown
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)
