@@ -60,6 +60,14 @@ var (
 	_ httpd.Source = (*node)(nil)
 )
 
+// makeNode makes a node of a database that is open: other nodes may call it as soon as it serves them, so all that their calls need is there.
+func makeNode(cfg *config.Node, db *engine.DB) *node {
+	n := &node{cfg: cfg, db: db, log: cfg.Logger, started: time.Now()}
+	n.repairs.n = n
+	db.SetHealer(n.repairs.heal)
+	return n
+}
+
 // follow begins to follow the node that ships at addr, instead of the one before.
 func (n *node) follow(addr, askedAt string) error {
 	f, err := n.newFollower(addr, 0)

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -94,7 +93,8 @@ func serve(ctx context.Context, cfg *config.Node) error {
 		ports.close()
 		return err
 	}
-	n := &node{cfg: cfg, db: db, lease: lease, log: cfg.Logger, started: time.Now(), respAddr: ports.resp.Addr().String(), joined: make(chan struct{})}
+	n := makeNode(cfg, db)
+	n.lease, n.respAddr, n.joined = lease, ports.resp.Addr().String(), make(chan struct{})
 	if ports.ship != nil {
 		n.shipAddr = ports.ship.Addr().String()
 	}
@@ -125,8 +125,6 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 		}
 		go func() { failed <- wrap("ship", n.leader.Serve(ports.ship)) }() // ends by leader.Shutdown
 	}
-	n.repairs.n = n
-	n.db.SetHealer(n.repairs.heal)
 	clients := resp.New(resp.Options{
 		Store: store{n.db}, Node: n, Password: cfg.Password, MaxClients: cfg.MaxClients, ClientMemory: cfg.ClientMemory,
 		IdleTimeout: cfg.ClientTimeout, Logger: n.log,

@@ -95,8 +95,8 @@ func (m *simNode) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &simProcess{node: m, disk: m.disk, cancel: cancel, seen: map[string]int64{}}
-	p.n = &node{cfg: cfg, db: db, log: logger, started: time.Now(), respAddr: m.name + ":6380", shipAddr: m.addr()}
-	p.n.dial = p.dial
+	p.n = makeNode(cfg, db)
+	p.n.respAddr, p.n.shipAddr, p.n.dial = m.name+":6380", m.addr(), p.dial
 	if err := p.n.openShip(); err != nil {
 		s.failf("%s: %v", m.name, err)
 	}
