@@ -91,27 +91,37 @@ func (s *segment) validate(h *handle, at LSN, m *frameMeta, scratch *[]byte) ([]
 }
 
 // ViewFrame calls fn with the frame at an LSN and its stored payload, verified. The payload is the log's own memory: it
-// must not be changed or kept. Seals are not shown: [ErrNotBoundary].
-func (l *Log) ViewFrame(at LSN, fn func(f Frame, stored []byte) error) (err error) {
+// must not be changed or kept. Seals are not shown: [ErrNotBoundary]. A damaged frame is looked at once more, if it could be repaired
+// ([Log.SetRepair]); fn is called at most once.
+func (l *Log) ViewFrame(at LSN, fn func(f Frame, stored []byte) error) error {
+	called, err := l.viewFrame(at, fn)
+	if err != nil && !called && l.repaired(at, err) {
+		_, err = l.viewFrame(at, fn)
+	}
+	return err
+}
+
+func (l *Log) viewFrame(at LSN, fn func(f Frame, stored []byte) error) (called bool, err error) {
 	s, err := l.position(at)
 	if err != nil {
-		return err
+		return false, err
 	}
 	h, err := l.handles.pin(s)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer h.leave(enter(), &err)
 	var m frameMeta
 	var scratch []byte
 	stored, err := s.validate(h, at, &m, &scratch)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if m.flags&FlagSeal != 0 {
-		return fmt.Errorf("%w: a seal stands at %v", ErrNotBoundary, at)
+		return false, fmt.Errorf("%w: a seal stands at %v", ErrNotBoundary, at)
 	}
-	return fn(m.frame(at, s.header.Time), stored)
+	called = true
+	return called, fn(m.frame(at, s.header.Time), stored)
 }
 
 // load verifies the frame at an LSN and unpacks it into b; a damaged one once more, if it could be repaired.

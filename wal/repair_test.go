@@ -175,6 +175,60 @@ func TestRepairByRead(t *testing.T) {
 	}
 }
 
+// TestRepairByView: a frame that is looked at in place is repaired as one that is read is, and shown once; one that cannot be repaired is
+// not shown.
+func TestRepairByView(t *testing.T) {
+	source := sourceLog(t, 3)
+	d, l := heldLog(t, source)
+	good := map[wal.LSN][]byte{}
+	r := l.NewReader(0)
+	for r.Next() {
+		at := r.Frame().LSN
+		if err := l.ViewFrame(at, func(_ wal.Frame, stored []byte) error {
+			good[at] = bytes.Clone(stored)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.Err() != nil || len(good) < 3 {
+		t.Fatalf("%d frames, %v", len(good), r.Err())
+	}
+	for at, want := range good {
+		off := int64(uint64(at) % wal.MinSegmentSize)
+		base := int(uint64(at)) - int(off)
+		if err := d.Flip(segmentFile(base), off+wal.FrameHeaderSize, 4); err != nil {
+			t.Fatal(err)
+		}
+		shown, asked := 0, 0
+		view := func() error {
+			return l.ViewFrame(at, func(_ wal.Frame, stored []byte) error {
+				if shown++; !bytes.Equal(stored, want) {
+					t.Errorf("frame at %v: other bytes are shown", at)
+				}
+				return nil
+			})
+		}
+		var c *wal.CorruptError
+		if err := view(); !errors.As(err, &c) || c.LSN != at || shown != 0 {
+			t.Fatalf("damage at %v: %v, shown %d times", at, err, shown)
+		}
+		l.SetRepair(func(lsn wal.LSN, _ error) bool {
+			asked++
+			_, err := l.Repair(wal.LSN(base), source[base:min(len(source), base+wal.MinSegmentSize)])
+			return err == nil && lsn == at
+		})
+		if err := view(); err != nil || shown != 1 || asked != 1 {
+			t.Fatalf("damage at %v: %v after %d repairs, shown %d times", at, err, asked, shown)
+		}
+		mine := errors.New("the caller's")
+		if err := l.ViewFrame(at, func(wal.Frame, []byte) error { return mine }); !errors.Is(err, mine) || asked != 1 {
+			t.Fatalf("the caller's error became %v after %d repairs", err, asked)
+		}
+		l.SetRepair(nil)
+	}
+}
+
 // TestDigestOfDamage: no digest is made of a frame that does not hold, be it only its checksum that is damaged; once it is repaired, the
 // digest is the right one.
 func TestDigestOfDamage(t *testing.T) {
