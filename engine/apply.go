@@ -215,18 +215,20 @@ func (db *DB) applyChunk(c *chunk) {
 	c.reset()
 }
 
-// applyControl takes over what a control record says. Calls come in log order.
-func (db *DB) applyControl(c wal.Control, end wal.LSN) {
+// applyControl takes over what a control record says that ends at end and was written at a log time, in unix milliseconds. Calls come in log order.
+func (db *DB) applyControl(c wal.Control, end wal.LSN, at int64) {
 	switch c := c.(type) {
 	case *wal.EpochRecord:
 		db.setRule(c.Rule, end)
 		if c.Epoch.Restart() == 0 {
 			db.marks.beganTerm(end)
 		}
+		db.marks.epochEnds(end, at)
 		db.marks.setDegraded(0)
 	case *wal.RuleRecord:
 		db.setRule(c.Rule, end)
 	case *wal.DegradedRecord:
+		db.marks.degradedRecord(c, end, at)
 		if c.Begin {
 			db.marks.setDegraded(c.From)
 			db.marks.replayedDegraded(end)
@@ -236,6 +238,9 @@ func (db *DB) applyControl(c wal.Control, end wal.LSN) {
 	case *wal.TailRecord:
 		db.setRule(c.Rule, end)
 		db.marks.setDegraded(c.DegradedFrom)
+		db.marks.mu.Lock()
+		db.marks.learnSpans(c.Spans)
+		db.marks.mu.Unlock()
 		db.clock.observe(c.ClockFloor)
 		db.log.LearnHistory(c.History)
 		db.noteTail(c.Tail, end)
@@ -401,7 +406,7 @@ func (db *DB) StartOver() error {
 	m.durable.Store(0)
 	m.visible.Store(0)
 	m.committed.Store(0)
-	m.told, m.degraded, m.rule = 0, 0, wal.Rule{}
+	m.told, m.degraded, m.ledger, m.rule = 0, 0, nil, wal.Rule{}
 	m.signal()
 	return nil
 }

@@ -235,6 +235,8 @@ func (db *DB) becomeLeader(asked *Options) error {
 			return fmt.Errorf("start epoch after an unclean stop: %w", err)
 		}
 		m.indexed.Store(uint64(end))
+		history := db.log.History()
+		m.epochEnds(end, db.timeAt(history[len(history)-1].Start))
 		m.degraded = 0
 	}
 	db.beginLead(end, clean)

@@ -127,6 +127,7 @@ func (o *indexOp) end() uint32 { return max(o.keyEnd, o.second) }
 type controlAt struct {
 	control wal.Control
 	end     wal.LSN
+	time    int64 // log time of the frame
 }
 
 func (c *chunk) reset() {
@@ -150,7 +151,7 @@ func (c *chunk) add(d *decoder, f wal.Frame, raw []byte) error {
 		if err != nil {
 			return fmt.Errorf("control record at %v: %w", f.LSN, err)
 		}
-		c.controls = append(c.controls, controlAt{ctl, f.End()})
+		c.controls = append(c.controls, controlAt{ctl, f.End(), f.Time})
 		c.ops = append(c.ops, indexOp{control: int32(len(c.controls) - 1), keyEnd: uint32(len(c.keys))})
 	} else if d != nil {
 		if err := d.frame(f, raw, c.record); err != nil {
@@ -193,7 +194,7 @@ func (db *DB) apply(c *chunk) {
 		}
 		if op.control >= 0 {
 			ctl := c.controls[op.control]
-			db.applyControl(ctl.control, ctl.end)
+			db.applyControl(ctl.control, ctl.end, ctl.time)
 			continue
 		}
 		key, end := c.keysOf(i)

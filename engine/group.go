@@ -158,6 +158,15 @@ func (db *DB) appendFailed(run []*commit, durable bool, err error) {
 	}
 }
 
+// timeAt is the log time of the frame at an LSN.
+func (db *DB) timeAt(at wal.LSN) int64 {
+	f, err := db.log.FrameAt(at)
+	if err != nil {
+		return db.clock.read()
+	}
+	return f.Time
+}
+
 // appendControl appends and syncs c's control record; its effect on the marks begins with it. The
 // answer waits for the disk only.
 func (db *DB) appendControl(c *commit) {
@@ -173,7 +182,7 @@ func (db *DB) appendControl(c *commit) {
 		return
 	}
 	c.end = r.End
-	db.applyControl(c.control, r.End)
+	db.applyControl(c.control, r.End, db.timeAt(r.Start))
 	db.marks.appended(r.End, nil)
 	if _, err := db.log.Sync(); err != nil {
 		db.poisoned(err)

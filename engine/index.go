@@ -22,8 +22,9 @@ type indexMark struct {
 	History    wal.HistoryID
 	Rule       []byte // a rule record
 	Degraded   wal.LSN
-	Clock      int64 // log time, unix milliseconds
-	Consistent bool  // the state up to there is one that the log has been in, if the log begins at Tail or before
+	Spans      []wal.DegradedSpan `json:",omitempty"`
+	Clock      int64              // log time, unix milliseconds
+	Consistent bool               // the state up to there is one that the log has been in, if the log begins at Tail or before
 	Tail       wal.LSN
 	Older      []byte `json:",omitempty"` // a tail record with the epochs that began before Tail
 }
@@ -71,6 +72,10 @@ func (db *DB) takeMark(end wal.LSN, text []byte) error {
 		db.setRule(r.Rule, end)
 	}
 	db.marks.setDegraded(m.Degraded)
+	db.marks.mu.Lock()
+	db.marks.ledger = nil
+	db.marks.learnSpans(m.Spans)
+	db.marks.mu.Unlock()
 	db.marks.indexed.Store(uint64(end))
 	db.clock.observe(m.Clock)
 	if m.Tail > 0 {
@@ -95,6 +100,7 @@ func (db *DB) takeMark(end wal.LSN, text []byte) error {
 func (db *DB) mark(end wal.LSN) ([]byte, error) {
 	db.marks.mu.Lock()
 	m := indexMark{Database: db.log.DatabaseID(), Epoch: db.log.EpochAt(end), Degraded: db.marks.degraded, Clock: db.clock.read()}
+	m.Spans = db.marks.spans()
 	rule := wal.RuleRecord{Rule: db.marks.rule}
 	db.marks.mu.Unlock()
 	m.History = db.historyID(m.Epoch)

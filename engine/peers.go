@@ -324,9 +324,13 @@ func (db *DB) beginDegraded() error {
 	if db.marks.degradedAt() != 0 {
 		return nil
 	}
-	from := db.marks.indexedLSN()
-	db.opts.Logger.Warn("commit rule degraded to durable", "rule", Level(db.marks.ruleLevel.Load()).String(), "lsn", from.String())
-	_, err := db.appendRecord(&wal.DegradedRecord{Begin: true, From: from})
+	m := &db.marks
+	m.mu.Lock()
+	missing := m.missing()
+	m.mu.Unlock()
+	from := m.indexedLSN()
+	db.opts.Logger.Warn("commit rule degraded to durable", "rule", Level(db.marks.ruleLevel.Load()).String(), "lsn", from.String(), "missing", missing)
+	_, err := db.appendRecord(&wal.DegradedRecord{Begin: true, From: from, Reason: wal.DegradedTooFew, Missing: missing})
 	return err
 }
 

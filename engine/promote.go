@@ -423,9 +423,12 @@ func (db *DB) takeLead(c *Candidacy) error {
 	}
 	lead = true
 	c.End = end
+	history := db.log.History()
+	began := db.timeAt(history[len(history)-1].Start)
 	m.mu.Lock()
 	m.followers = map[wal.NodeID]*follower{}
 	m.ends, m.waiting = lsnQueue{}, waiterQueue{}
+	m.endSpan(end, began)
 	m.rule, m.degraded, m.failed, m.told = rule, 0, nil, 0
 	m.changes = nil // who has promised has done so under the old and the new; the epoch's record begins with the new alone
 	m.ruleMoved()

@@ -125,7 +125,11 @@ func (db *DB) appendRule(ctx context.Context, old, rule wal.Rule, from wal.LSN, 
 	if !short {
 		return pos, nil
 	}
-	if _, err := db.appendRecord(&wal.DegradedRecord{Begin: true, From: from}); err != nil {
+	m := &db.marks
+	m.mu.Lock()
+	missing := m.missing()
+	m.mu.Unlock()
+	if _, err := db.appendRecord(&wal.DegradedRecord{Begin: true, From: from, Reason: wal.DegradedForced, Missing: missing}); err != nil {
 		return pos, &OutcomeError{Position: pos, Cause: err}
 	}
 	if err := db.WaitApplied(ctx, pos); err != nil { // for this node's disk alone

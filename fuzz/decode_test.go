@@ -36,6 +36,8 @@ func FuzzControl(f *testing.F) {
 		&wal.TailRecord{Tail: 64 << 10, History: []wal.HistoryEntry{{Epoch: 1, Start: 8, ID: 3}}, Rule: rule, FormatLevel: 1},
 		&wal.RuleRecord{Rule: rule},
 		&wal.DegradedRecord{Begin: true, From: 77},
+		&wal.DegradedRecord{Begin: true, From: 77, Reason: wal.DegradedTooFew, Missing: []string{"f", "g"}},
+		&wal.TailRecord{Tail: 65536, Spans: []wal.DegradedSpan{{From: 77, To: 99, Reason: wal.DegradedForced, Missing: []string{"f"}}}},
 		&wal.FormatRecord{Level: 3},
 	} {
 		b, err := wal.AppendControl(nil, c)

@@ -68,8 +68,9 @@ type TailRecord struct {
 	History      []HistoryEntry
 	Rule         Rule
 	FormatLevel  uint32
-	DegradedFrom LSN   // where the open degraded span began; 0: none
-	ClockFloor   int64 // log time, unix ms
+	DegradedFrom LSN            // where the open degraded span began; 0: none
+	ClockFloor   int64          // log time, unix ms
+	Spans        []DegradedSpan // the newest that there were, oldest first, the open one included
 }
 
 // RuleRecord changes the commit rule or the voters.
@@ -77,8 +78,10 @@ type RuleRecord struct{ Rule Rule }
 
 // DegradedRecord opens or ends a span in which writes were acknowledged with too few voters.
 type DegradedRecord struct {
-	Begin bool
-	From  LSN // where the span begins
+	Begin   bool
+	From    LSN            // where the span begins
+	Reason  DegradedReason // of a beginning: why
+	Missing []string       // of a beginning with a Reason: names of the voters that are not there
 }
 
 // FormatRecord raises the format level: nodes that do not know it stop applying here.
@@ -173,7 +176,20 @@ func (r *TailRecord) appendBody(dst []byte) ([]byte, error) {
 		dst = binary.LittleEndian.AppendUint64(dst, uint64(e.ID))
 		dst = append(dst, e.Leader[:]...)
 	}
-	return r.Rule.append(dst)
+	dst, err := r.Rule.append(dst)
+	if err != nil || len(r.Spans) == 0 {
+		return dst, err
+	}
+	if len(r.Spans) > 1<<16-1 {
+		return dst, fmt.Errorf("%w: %d degraded spans in a tail record", ErrTooLarge, len(r.Spans))
+	}
+	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(r.Spans)))
+	for i := range r.Spans {
+		if dst, err = r.Spans[i].append(dst); err != nil {
+			return dst, err
+		}
+	}
+	return dst, nil
 }
 
 func (r *TailRecord) decodeBody(p []byte) error {
@@ -190,6 +206,9 @@ func (r *TailRecord) decodeBody(p []byte) error {
 		r.History = append(r.History, e)
 	}
 	r.Rule = d.rule()
+	if len(d.p) > 0 { // what has never been degraded says nothing of it
+		r.Spans = d.spans()
+	}
 	return d.finish()
 }
 
@@ -202,12 +221,20 @@ func (r *RuleRecord) decodeBody(p []byte) error {
 }
 
 func (r *DegradedRecord) appendBody(dst []byte) ([]byte, error) {
-	return binary.LittleEndian.AppendUint64(dst, uint64(r.From)), nil
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(r.From))
+	if !r.Begin || r.Reason == DegradedUnknown {
+		return dst, nil
+	}
+	return appendWhy(dst, r.Reason, r.Missing)
 }
 
 func (r *DegradedRecord) decodeBody(p []byte) error {
 	d := decoder{p: p}
 	r.From = LSN(d.u64())
+	if r.Begin && len(d.p) > 0 {
+		r.Reason, r.Missing = d.why()
+		d.short = d.short || r.Reason == DegradedUnknown
+	}
 	return d.finish()
 }
 

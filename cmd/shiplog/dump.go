@@ -193,13 +193,13 @@ func describeControl(c wal.Control) (fields, string) {
 		}
 		return fields{
 			"tail": c.Tail.String(), "history": history, "rule": describeRule(c.Rule), "format_level": c.FormatLevel,
-			"degraded_from": c.DegradedFrom.String(), "clock_floor": stamp(c.ClockFloor),
+			"degraded_from": c.DegradedFrom.String(), "clock_floor": stamp(c.ClockFloor), "degraded_spans": len(c.Spans),
 		}, "tail"
 	case *wal.RuleRecord:
 		return describeRule(c.Rule), "rule"
 	case *wal.DegradedRecord:
 		if c.Begin {
-			return fields{"from": c.From.String()}, "degraded-begin"
+			return fields{"from": c.From.String(), "reason": c.Reason.String(), "missing": c.Missing}, "degraded-begin"
 		}
 		return fields{"from": c.From.String()}, "degraded-end"
 	case *wal.FormatRecord:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -242,8 +243,28 @@ func (n *node) Info() resp.NodeInfo {
 			LastAck: p.LastSeen, Lag: max(0, time.Since(p.LastSeen)),
 		})
 	}
+	for _, s := range n.degradedSpans() {
+		info.DegradedSpans = append(info.DegradedSpans, fmt.Sprintf("from=%d,to=%d,began_ms=%d,ended_ms=%d,reason=%s,missing=%s",
+			s.From, s.To, s.Began, s.Ended, s.Reason, strings.Join(s.Missing, "+")))
+	}
 	info.Upstream = n.upstreamInfo()
 	return info
+}
+
+// degradedSpans is the ledger of degraded spans, as it is shown.
+func (n *node) degradedSpans() []httpd.DegradedSpan {
+	out := []httpd.DegradedSpan{}
+	for _, s := range n.db.DegradedSpans() {
+		d := httpd.DegradedSpan{From: uint64(s.From), To: uint64(s.To), Reason: s.Reason.String(), Missing: append([]string{}, s.Missing...)}
+		if !s.Began.IsZero() {
+			d.Began = s.Began.UnixMilli()
+		}
+		if !s.Ended.IsZero() {
+			d.Ended = s.Ended.UnixMilli()
+		}
+		out = append(out, d)
+	}
+	return out
 }
 
 func failedText(s *engine.Stats) string {
@@ -350,6 +371,7 @@ func (n *node) Status() httpd.Status {
 			PinnedBytes: o.Pinned, GoneMs: o.Gone.Milliseconds(), LeftMs: o.Left.Milliseconds(), GivenUp: o.GivenUp,
 		})
 	}
+	st.DegradedSpans = n.degradedSpans()
 	st.Repairs = n.repairs.status()
 	st.Upstream = n.upstreamStatus()
 	st.Lease = n.leaseStatus(s.Voters)

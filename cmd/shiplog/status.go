@@ -116,6 +116,21 @@ func printStatus(w io.Writer, s *httpd.Status) error {
 			text = fmt.Appendf(text, "%s\t%v\t%d\t%d\t%v\t%d\t%v\t%s\t%s\n", o.Name, o.Connected, o.From, o.LagBytes, ms(o.LagMs), o.PinnedBytes, ms(o.GoneMs), lasts, o.GivenUp)
 		}
 	}
+	if len(s.DegradedSpans) > 0 {
+		text = append(text, "\ndegraded from\tto\tbegan\tended\treason\tmissing\n"...)
+	}
+	for _, d := range s.DegradedSpans {
+		to, stamp := "open", func(ms int64) string {
+			if ms == 0 {
+				return "-"
+			}
+			return time.UnixMilli(ms).UTC().Format(time.RFC3339)
+		}
+		if d.To != 0 {
+			to = fmt.Sprint(d.To)
+		}
+		text = fmt.Appendf(text, "%d\t%s\t%s\t%s\t%s\t%s\n", d.From, to, stamp(d.Began), stamp(d.Ended), d.Reason, strings.Join(d.Missing, " "))
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0) // a blank line ends a table's columns
 	if _, err := t.Write(text); err != nil {
 		return err

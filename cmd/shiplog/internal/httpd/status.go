@@ -41,14 +41,16 @@ type Status struct {
 	RESPAddr string `json:"resp_addr"`
 	ShipAddr string `json:"ship_addr"`
 
-	Voters    []string   `json:"voters"`
-	History   []Epoch    `json:"history"`
-	Repairs   Repairs    `json:"repairs"`
-	Slots     []Slot     `json:"slots"`
-	Followers []Follower `json:"followers"`
-	Upstream  *Upstream  `json:"upstream,omitempty"`
-	Clients   Clients    `json:"clients"`
-	Lease     *Lease     `json:"lease,omitempty"`
+	Voters  []string `json:"voters"`
+	History []Epoch  `json:"history"`
+	Repairs Repairs  `json:"repairs"`
+	Slots   []Slot   `json:"slots"`
+	// DegradedSpans are the newest spans in which the commit rule was degraded, oldest first.
+	DegradedSpans []DegradedSpan `json:"degraded_spans"`
+	Followers     []Follower     `json:"followers"`
+	Upstream      *Upstream      `json:"upstream,omitempty"`
+	Clients       Clients        `json:"clients"`
+	Lease         *Lease         `json:"lease,omitempty"`
 }
 
 // Lease is what a node knows of the lease that says who leads its group.
@@ -58,6 +60,16 @@ type Lease struct {
 	Term     uint32   `json:"term"`     // the last that was granted
 	LeftMs   int64    `json:"left_ms"`  // how long this node may still act as the leader; 0: it is none
 	Eligible []string `json:"eligible"` // names of those who may lead next
+}
+
+// DegradedSpan is a stretch of the log that was acknowledged by the leader's disk alone.
+type DegradedSpan struct {
+	From    uint64   `json:"from_lsn"`
+	To      uint64   `json:"to_lsn,omitempty"` // 0: it is open
+	Began   int64    `json:"began_ms,omitempty"`
+	Ended   int64    `json:"ended_ms,omitempty"`
+	Reason  string   `json:"reason"`
+	Missing []string `json:"missing"` // names of voters
 }
 
 // Epoch is an entry of the history.

@@ -231,6 +231,10 @@ func infoShiplog(b *strings.Builder, _ *Server, n *NodeInfo) {
 	field(b, "digest", n.Digest)
 	field(b, "digest_lsn", n.DigestLSN)
 	field(b, "degraded_from_lsn", n.DegradedFrom)
+	field(b, "degraded_spans", len(n.DegradedSpans))
+	for i, s := range n.DegradedSpans {
+		field(b, fmt.Sprint("degraded_span", i), s)
+	}
 	field(b, "failed", n.Failed)
 	field(b, "ship_addr", n.ShipAddr)
 	field(b, "http_addr", n.HTTPAddr)

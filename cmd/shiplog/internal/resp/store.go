@@ -156,8 +156,9 @@ type NodeInfo struct {
 
 	Tail, Head, Durable, Committed, Applied, Visible uint64
 
-	DegradedFrom uint64 // start of the open span in which the commit rule is degraded; 0: none
-	Failed       string // why the log takes no more writes; empty: it does
+	DegradedFrom  uint64   // start of the open span in which the commit rule is degraded; 0: none
+	DegradedSpans []string // the newest spans in which it was, oldest first, as fields of INFO
+	Failed        string   // why the log takes no more writes; empty: it does
 
 	Digest    string
 	DigestLSN uint64
