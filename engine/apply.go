@@ -227,6 +227,10 @@ func (db *DB) applyControl(c wal.Control, end wal.LSN, at int64) {
 		db.marks.setDegraded(0)
 	case *wal.RuleRecord:
 		db.setRule(c.Rule, end)
+	case *wal.FormatRecord:
+		db.marks.mu.Lock()
+		db.marks.raisedFormat(c.Level, end)
+		db.marks.mu.Unlock()
 	case *wal.DegradedRecord:
 		db.marks.degradedRecord(c, end, at)
 		if c.Begin {
@@ -240,6 +244,7 @@ func (db *DB) applyControl(c wal.Control, end wal.LSN, at int64) {
 		db.marks.setDegraded(c.DegradedFrom)
 		db.marks.mu.Lock()
 		db.marks.learnSpans(c.Spans)
+		db.marks.raisedFormat(c.FormatLevel, end)
 		db.marks.mu.Unlock()
 		db.clock.observe(c.ClockFloor)
 		db.log.LearnHistory(c.History)
@@ -406,7 +411,7 @@ func (db *DB) StartOver() error {
 	m.durable.Store(0)
 	m.visible.Store(0)
 	m.committed.Store(0)
-	m.told, m.degraded, m.ledger, m.rule = 0, 0, nil, wal.Rule{}
+	m.told, m.degraded, m.ledger, m.formats, m.rule = 0, 0, nil, nil, wal.Rule{}
 	m.signal()
 	return nil
 }

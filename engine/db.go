@@ -194,6 +194,9 @@ func (db *DB) becomeLeader(asked *Options) error {
 		if err := db.log.Create(db.newRule()); err != nil {
 			return fmt.Errorf("create database: %w", err)
 		}
+		if err := db.createFormat(); err != nil {
+			return err
+		}
 		if err := db.replay(0); err != nil {
 			return err
 		}

@@ -148,6 +148,9 @@ func (c *chunk) add(d *decoder, f wal.Frame, raw []byte) error {
 	c.time = f.Time
 	if f.Control() {
 		ctl, err := wal.DecodeControl(raw)
+		if err == nil {
+			err = checkControl(ctl)
+		}
 		if err != nil {
 			return fmt.Errorf("control record at %v: %w", f.LSN, err)
 		}

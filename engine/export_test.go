@@ -30,6 +30,12 @@ func (db *DB) Indexed(key string) bool {
 // Followed is the end of what this node has applied of its log: control records alone where it keeps the log only.
 func (db *DB) Followed() wal.LSN { return db.marks.indexedLSN() }
 
+// KnowFormat has this process be of a build that knows format levels up to a level. It returns a function that puts the old value back.
+func KnowFormat(level uint32) (restore func()) {
+	old := knownFormat.Swap(level)
+	return func() { knownFormat.Store(old) }
+}
+
 // ForgetCommits empties the pool of commits: a bubble must neither find nor leave channels of another's.
 func ForgetCommits() { commitPool = sync.Pool{New: commitPool.New} }
 

@@ -22,6 +22,7 @@ type indexMark struct {
 	History    wal.HistoryID
 	Rule       []byte // a rule record
 	Degraded   wal.LSN
+	Format     uint32             `json:",omitempty"`
 	Spans      []wal.DegradedSpan `json:",omitempty"`
 	Clock      int64              // log time, unix milliseconds
 	Consistent bool               // the state up to there is one that the log has been in, if the log begins at Tail or before
@@ -64,6 +65,9 @@ func (db *DB) takeMark(end wal.LSN, text []byte) error {
 	if err := json.Unmarshal(text, &m); err != nil {
 		return fmt.Errorf("index mark at %v: %w", end, err)
 	}
+	if err := checkFormat(m.Format); err != nil {
+		return fmt.Errorf("index mark at %v: %w", end, err)
+	}
 	c, err := wal.DecodeControl(m.Rule)
 	if err != nil {
 		return fmt.Errorf("index mark at %v: %w", end, err)
@@ -73,7 +77,8 @@ func (db *DB) takeMark(end wal.LSN, text []byte) error {
 	}
 	db.marks.setDegraded(m.Degraded)
 	db.marks.mu.Lock()
-	db.marks.ledger = nil
+	db.marks.ledger, db.marks.formats = nil, nil
+	db.marks.raisedFormat(m.Format, 0)
 	db.marks.learnSpans(m.Spans)
 	db.marks.mu.Unlock()
 	db.marks.indexed.Store(uint64(end))
@@ -100,7 +105,7 @@ func (db *DB) takeMark(end wal.LSN, text []byte) error {
 func (db *DB) mark(end wal.LSN) ([]byte, error) {
 	db.marks.mu.Lock()
 	m := indexMark{Database: db.log.DatabaseID(), Epoch: db.log.EpochAt(end), Degraded: db.marks.degraded, Clock: db.clock.read()}
-	m.Spans = db.marks.spans()
+	m.Spans, m.Format = db.marks.spans(), db.marks.formatLevel()
 	rule := wal.RuleRecord{Rule: db.marks.rule}
 	db.marks.mu.Unlock()
 	m.History = db.historyID(m.Epoch)

@@ -95,6 +95,14 @@ func (m *marks) cutSpans(at wal.LSN) {
 	}
 }
 
+// why completes a record that is to open a span with its reason, where the format level allows it. m.mu is held.
+func (m *marks) why(r *wal.DegradedRecord, reason wal.DegradedReason) *wal.DegradedRecord {
+	if m.formatLevel() >= 2 {
+		r.Reason, r.Missing = reason, m.missing()
+	}
+	return r
+}
+
 // missing names the voters of the rules in force that are not there. m.mu is held.
 func (m *marks) missing() (names []string) {
 	for r := range m.inForce {

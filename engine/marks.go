@@ -38,6 +38,7 @@ type marks struct {
 	named       []string            // the only names that may vote; empty: each that connects
 	removed     map[string]struct{} // names that SetRule has taken out
 	narrowing   int                 // changes that nobody else is eligible for, and that are not in the log yet
+	formats     []formatAt          // format levels, lowest first
 	ledger      []spanAt            // degraded spans, oldest first
 	degraded    wal.LSN             // start of the open degraded span; 0: none
 	epochEnd    wal.LSN             // end of this leader's epoch record: nothing below it commits alone
@@ -159,6 +160,7 @@ func (m *marks) cut(batchEnd, told, durable wal.LSN) {
 		}
 	}
 	m.cutSpans(batchEnd)
+	m.cutFormats(batchEnd)
 	m.visible.Store(min(m.visible.Load(), uint64(batchEnd)))
 	m.committed.Store(min(m.committed.Load(), uint64(durable), uint64(told)))
 	m.told = min(m.told, told)

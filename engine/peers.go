@@ -326,11 +326,11 @@ func (db *DB) beginDegraded() error {
 	}
 	m := &db.marks
 	m.mu.Lock()
-	missing := m.missing()
+	missing, from := m.missing(), m.indexedLSN()
+	record := m.why(&wal.DegradedRecord{Begin: true, From: from}, wal.DegradedTooFew)
 	m.mu.Unlock()
-	from := m.indexedLSN()
 	db.opts.Logger.Warn("commit rule degraded to durable", "rule", Level(db.marks.ruleLevel.Load()).String(), "lsn", from.String(), "missing", missing)
-	_, err := db.appendRecord(&wal.DegradedRecord{Begin: true, From: from, Reason: wal.DegradedTooFew, Missing: missing})
+	_, err := db.appendRecord(record)
 	return err
 }
 

@@ -127,9 +127,9 @@ func (db *DB) appendRule(ctx context.Context, old, rule wal.Rule, from wal.LSN, 
 	}
 	m := &db.marks
 	m.mu.Lock()
-	missing := m.missing()
+	record := m.why(&wal.DegradedRecord{Begin: true, From: from}, wal.DegradedForced)
 	m.mu.Unlock()
-	if _, err := db.appendRecord(&wal.DegradedRecord{Begin: true, From: from, Reason: wal.DegradedForced, Missing: missing}); err != nil {
+	if _, err := db.appendRecord(record); err != nil {
 		return pos, &OutcomeError{Position: pos, Cause: err}
 	}
 	if err := db.WaitApplied(ctx, pos); err != nil { // for this node's disk alone

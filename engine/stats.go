@@ -51,6 +51,7 @@ type Stats struct {
 	Applied      wal.LSN // 0 with LogOnly, as Visible
 	Visible      wal.LSN
 	LogOnly      bool          // the node keeps the log only
+	FormatLevel  uint32        // of the database, as far as this node has applied its log
 	ApplyDelay   time.Duration // by how much it applies later as a follower
 	Digest       wal.Digest    // of everything below DigestLSN
 	DigestLSN    wal.LSN
@@ -92,6 +93,7 @@ func (db *DB) Stats() Stats {
 	s.Committed, s.Applied, s.Visible = m.committedLSN(), db.Applied(), db.Visible()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	s.FormatLevel = m.formatLevel()
 	s.RuleChanging = len(m.changes) > 0
 	s.Rule, s.Voters, s.Degraded, s.Failed = Level(m.rule.Level), append([]wal.Voter(nil), m.rule.Voters...), m.degraded, m.failed
 	for _, f := range m.followers {

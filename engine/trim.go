@@ -25,7 +25,10 @@ func (db *DB) moveTail(to wal.LSN) error {
 func (db *DB) completeTail(r *wal.TailRecord) {
 	m := &db.marks
 	m.mu.Lock()
-	r.Rule, r.DegradedFrom, r.Spans = m.rule, m.degraded, m.spans()
+	r.Rule, r.DegradedFrom, r.FormatLevel = m.rule, m.degraded, m.formatLevel()
+	if r.FormatLevel >= 2 {
+		r.Spans = m.spans()
+	}
 	m.mu.Unlock()
 	r.History, r.ClockFloor = newestEpochs(db.log.History()), db.clock.read()
 }

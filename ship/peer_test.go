@@ -23,7 +23,12 @@ type peer struct {
 
 // prove goes through the handshake as either side.
 func prove(c net.Conn, side ship.Side) (*peer, error) {
-	mine := ship.Hello{MinProtocol: 1, MaxProtocol: 1, MinFormat: 1, MaxFormat: 1, Side: side, Kind: ship.KindStream}
+	return proveAs(c, ship.Hello{MinProtocol: 1, MaxProtocol: 1, MinFormat: 1, MaxFormat: 1, Side: side, Kind: ship.KindStream})
+}
+
+// proveAs is prove with a Hello that says something else.
+func proveAs(c net.Conn, mine ship.Hello) (*peer, error) {
+	side := mine.Side
 	p, buf := ship.AppendHello(nil, mine), make([]byte, ship.HelloSize)
 	proof := make([]byte, ship.ProofSize)
 	if side == ship.Dialer {

@@ -348,6 +348,22 @@ func (n *node) SetRule(ctx context.Context, commit string, voters []string, forc
 	return ruleShown{Commit: r.Level.String(), Voters: r.Voters}, nil
 }
 
+// formatShown is what RaiseFormat shows.
+type formatShown struct {
+	Level uint32 `json:"format_level"`
+}
+
+// RaiseFormat implements httpd.Control.
+func (n *node) RaiseFormat(ctx context.Context, level uint32) (any, error) {
+	if !n.leads() {
+		return nil, errors.New("this node does not lead: ask the leader to raise the format level")
+	}
+	if err := n.db.RaiseFormat(ctx, level); err != nil {
+		return nil, err
+	}
+	return formatShown{n.db.FormatLevel()}, nil
+}
+
 // DropSlot implements httpd.Control.
 func (n *node) DropSlot(name string) (any, error) {
 	if err := n.db.DropSlot(name); err != nil {

@@ -87,7 +87,7 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newServe(), newStatus(), newVerify(), newCompare(), newDump(), newPromote(), newSwitchover(), newRule(), newSlot(), newRepair(), newReplay())
+	root.AddCommand(newServe(), newStatus(), newVerify(), newCompare(), newDump(), newPromote(), newSwitchover(), newRule(), newFormat(), newSlot(), newRepair(), newReplay())
 	return root
 }
 

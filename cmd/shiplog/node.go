@@ -227,7 +227,7 @@ func (n *node) Info() resp.NodeInfo {
 	info := resp.NodeInfo{
 		Version: version(), NodeID: s.Node.String(), Name: n.cfg.Name, Dir: n.cfg.Dir, Rule: s.Rule.String(), TooFew: n.cfg.TooFew,
 		ShipAddr: n.shipAddr, HTTPAddr: n.httpAddr, DatabaseID: s.Database.String(), HistoryID: n.historyID(), Epoch: s.Epoch.String(),
-		Leader: s.Role == engine.Leader, Loading: s.Loading, LogOnly: s.LogOnly, ApplyDelay: s.ApplyDelay,
+		Leader: s.Role == engine.Leader, Loading: s.Loading, LogOnly: s.LogOnly, ApplyDelay: s.ApplyDelay, FormatLevel: s.FormatLevel,
 		Tail: uint64(s.Tail), Head: uint64(s.Head), Durable: uint64(s.Durable), Committed: uint64(s.Committed),
 		Applied: uint64(s.Applied), Visible: uint64(s.Visible), DegradedFrom: uint64(s.Degraded), Failed: failedText(&s),
 		Digest: digestString(s.Digest), DigestLSN: uint64(s.DigestLSN), Keys: int64(s.Keys), FailoverState: n.failovers.current(),
@@ -333,7 +333,7 @@ func (n *node) Status() httpd.Status {
 	st := httpd.Status{
 		Version: version(), NodeID: s.Node.String(), Name: n.cfg.Name, Role: s.Role.String(), DatabaseID: s.Database.String(),
 		Epoch: s.Epoch.String(), HistoryID: n.historyID(), Rule: s.Rule.String(), TooFew: n.cfg.TooFew, Loading: s.Loading,
-		Failed: failedText(&s), LogOnly: s.LogOnly, ApplyDelayMs: s.ApplyDelay.Milliseconds(),
+		Failed: failedText(&s), LogOnly: s.LogOnly, ApplyDelayMs: s.ApplyDelay.Milliseconds(), FormatLevel: s.FormatLevel,
 		Tail: uint64(s.Tail), Head: uint64(s.Head), Durable: uint64(s.Durable), Committed: uint64(s.Committed),
 		Applied: uint64(s.Applied), Visible: uint64(s.Visible), DegradedFrom: uint64(s.Degraded),
 		Digest: digestString(s.Digest), DigestLSN: uint64(s.DigestLSN),

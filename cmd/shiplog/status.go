@@ -87,6 +87,7 @@ func printStatus(w io.Writer, s *httpd.Status) error {
 		row(m.name, "%d", m.lsn)
 	}
 	row("digest", "%s at %d", s.Digest, s.DigestLSN)
+	row("format level", "%d", s.FormatLevel)
 	row("keys", "%d", s.Keys)
 	row("up", "%v", (time.Duration(s.UptimeMs) * time.Millisecond).Round(time.Second))
 	if l := s.Lease; l != nil {

@@ -49,6 +49,7 @@ func newCollector(source Source) *collector {
 	add("failed", "1 when the log takes no more writes.", level, func(s *Status) float64 { return truth(s.Failed != "") })
 	add("degraded", "1 while the commit rule is degraded.", level, func(s *Status) float64 { return truth(s.DegradedFrom != 0) })
 	add("degraded_spans", "Spans in which the commit rule was degraded, of those that are remembered.", level, func(s *Status) float64 { return float64(len(s.DegradedSpans)) })
+	add("format_level", "Format level of the database.", level, func(s *Status) float64 { return float64(s.FormatLevel) })
 	add("tail_lsn", "Oldest LSN kept.", level, func(s *Status) float64 { return float64(s.Tail) })
 	add("head_lsn", "Next LSN to write.", level, func(s *Status) float64 { return float64(s.Head) })
 	add("durable_lsn", "End of what is on this node's disk.", level, func(s *Status) float64 { return float64(s.Durable) })

@@ -1,4 +1,4 @@
-// Package httpd serves what operators look at and change: POST /promote, /switchover, /rule, /slot/drop and /repair, /status (JSON), /healthz, /metrics (Prometheus), /digest (for compare),
+// Package httpd serves what operators look at and change: POST /promote, /switchover, /rule, /format, /slot/drop and /repair, /status (JSON), /healthz, /metrics (Prometheus), /digest (for compare),
 // /debug/pprof, and a page for people at /.
 //
 // With a password every path but /healthz asks for it, as Basic authentication (any user) or as a bearer token. Without
@@ -45,6 +45,8 @@ type Control interface {
 	Switchover(ctx context.Context, to string) (any, error)
 	// SetRule changes the commit rule and its voters; empty and nil leave what is.
 	SetRule(ctx context.Context, commit string, voters []string, force bool) (any, error)
+	// RaiseFormat raises the format level of the database.
+	RaiseFormat(ctx context.Context, level uint32) (any, error)
 	// Repair verifies the whole log, and mends it from peers. It may take hours.
 	Repair(ctx context.Context) (any, error)
 	// DropSlot lets go of what is kept for the follower of that name.
@@ -101,6 +103,13 @@ func New(o Options) *Server {
 		mux.HandleFunc("POST /rule", s.control(func(r *http.Request) (any, error) {
 			q := r.URL.Query()
 			return o.Control.SetRule(r.Context(), q.Get("commit"), q["voter"], q.Has("force"))
+		}))
+		mux.HandleFunc("POST /format", s.control(func(r *http.Request) (any, error) {
+			level, err := strconv.ParseUint(r.URL.Query().Get("level"), 10, 32)
+			if err != nil {
+				return nil, err
+			}
+			return o.Control.RaiseFormat(r.Context(), uint32(level))
 		}))
 		repair := s.control(func(r *http.Request) (any, error) { return o.Control.Repair(r.Context()) })
 		mux.HandleFunc("POST /repair", func(w http.ResponseWriter, r *http.Request) {

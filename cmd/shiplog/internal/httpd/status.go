@@ -12,10 +12,12 @@ type Status struct {
 	DatabaseID string `json:"database_id"`
 	Epoch      string `json:"epoch"`
 	HistoryID  string `json:"history_id"`
-	Rule       string `json:"commit_rule"`
-	TooFew     string `json:"too_few"`
-	Loading    bool   `json:"loading"`
-	LogOnly    bool   `json:"log_only,omitempty"` // keeps the log without an index: applied_lsn and visible_lsn are 0
+	// FormatLevel says which records may be in the log.
+	FormatLevel uint32 `json:"format_level"`
+	Rule        string `json:"commit_rule"`
+	TooFew      string `json:"too_few"`
+	Loading     bool   `json:"loading"`
+	LogOnly     bool   `json:"log_only,omitempty"` // keeps the log without an index: applied_lsn and visible_lsn are 0
 	// ApplyDelayMs is by how much a follower applies later on purpose.
 	ApplyDelayMs int64  `json:"apply_delay_ms,omitempty"`
 	FencedBy     string `json:"fenced_by,omitempty"` // epoch

@@ -220,6 +220,7 @@ func infoShiplog(b *strings.Builder, _ *Server, n *NodeInfo) {
 	field(b, "history_id", n.HistoryID)
 	field(b, "log_only", yesNo(n.LogOnly))
 	field(b, "apply_delay_ms", n.ApplyDelay.Milliseconds())
+	field(b, "format_level", n.FormatLevel)
 	field(b, "commit_rule", n.Rule)
 	field(b, "too_few", n.TooFew)
 	field(b, "tail_lsn", n.Tail)

@@ -160,9 +160,10 @@ type NodeInfo struct {
 	DegradedSpans []string // the newest spans in which it was, oldest first, as fields of INFO
 	Failed        string   // why the log takes no more writes; empty: it does
 
-	Digest    string
-	DigestLSN uint64
-	Keys      int64
+	FormatLevel uint32
+	Digest      string
+	DigestLSN   uint64
+	Keys        int64
 
 	FailoverState string // as INFO shows it
 
