@@ -243,6 +243,12 @@ func (n *node) Info() resp.NodeInfo {
 			LastAck: p.LastSeen, Lag: max(0, time.Since(p.LastSeen)),
 		})
 	}
+	for _, o := range n.db.Slots() {
+		info.Slots = append(info.Slots, fmt.Sprintf("name=%s,node_id=%s,connected=%t,from=%d,lag_bytes=%d,lag_ms=%d,pinned_bytes=%d,gone_ms=%d,left_ms=%d,given_up=%t",
+			o.Name, o.ID, o.Connected, o.From, o.Bytes, o.Lag.Milliseconds(), o.Pinned, o.Gone.Milliseconds(), o.Left.Milliseconds(), o.GivenUp != ""))
+	}
+	r := n.repairs.status()
+	info.Repairs = resp.Repairs{Scrubs: r.Scrubs, LastScrub: r.LastScrub, Damaged: r.Damaged, Repaired: r.Repaired, Failed: r.Failed, Bytes: r.Bytes}
 	for _, s := range n.degradedSpans() {
 		info.DegradedSpans = append(info.DegradedSpans, fmt.Sprintf("from=%d,to=%d,began_ms=%d,ended_ms=%d,reason=%s,missing=%s",
 			s.From, s.To, s.Began, s.Ended, s.Reason, strings.Join(s.Missing, "+")))
@@ -314,7 +320,10 @@ func (n *node) upstreamInfo() *resp.Upstream {
 		shown = addr
 	}
 	host, port := splitAddr(shown, addr)
-	up := &resp.Upstream{Host: host, Port: port, Connected: s.Connected && final == nil, LastIO: s.LastContact}
+	up := &resp.Upstream{Host: host, Port: port, Connected: s.Connected && final == nil, LastIO: s.LastContact, LagBytes: -1, LagMs: -1}
+	if st := n.upstreamStatus(); st != nil {
+		up.LagBytes, up.LagMs = st.LagBytes, st.FreshMs
+	}
 	if !up.Connected {
 		up.DownSince = s.Since
 	}
@@ -394,7 +403,10 @@ func (n *node) upstreamStatus() *httpd.Upstream {
 		return nil
 	}
 	s := f.Status()
-	up := &httpd.Upstream{Addr: addr, NodeID: s.UpstreamID.String(), Name: s.UpstreamName, Connected: s.Connected && final == nil, LagBytes: s.LagBytes, FreshMs: -1, Stalled: s.Stalled}
+	up := &httpd.Upstream{Addr: addr, NodeID: s.UpstreamID.String(), Name: s.UpstreamName, Connected: s.Connected && final == nil, LagBytes: -1, FreshMs: -1, Stalled: s.Stalled}
+	if up.Connected {
+		up.LagBytes = int64(s.LagBytes)
+	}
 	asOf := n.db.ShownUntil()
 	if !s.FreshAsOf.IsZero() {
 		asOf = max(asOf, s.FreshAsOf.UnixMilli())

@@ -98,7 +98,13 @@ func printStatus(w io.Writer, s *httpd.Status) error {
 		if !u.Connected {
 			state = "not connected: " + u.Error
 		}
-		row("upstream", "%s %s, %s, %d bytes behind", u.Addr, u.Name, state, u.LagBytes)
+		if u.LagBytes >= 0 {
+			state += fmt.Sprintf(", %d bytes behind", u.LagBytes)
+		}
+		if u.FreshMs >= 0 {
+			state += fmt.Sprintf(", as of %v ago", time.Duration(u.FreshMs)*time.Millisecond)
+		}
+		row("upstream", "%s %s, %s", u.Addr, u.Name, state)
 	}
 	if len(s.Followers) > 0 {
 		text = append(text, "\nfollower\taddress\tvoter\tsent\treceived\tdurable\tapplied\tlag bytes\tlast ack ms\trtt us\n"...)

@@ -35,7 +35,7 @@ func newCollector(source Source) *collector {
 		source: source,
 		info:   prometheus.NewDesc("shiplog_info", "Identity of the node.", []string{"version", "node_id", "name", "role", "database_id", "epoch", "commit_rule"}, nil),
 		up:     prometheus.NewDesc("shiplog_upstream_connected", "Whether the follower is connected to its upstream.", nil, nil),
-		lag:    prometheus.NewDesc("shiplog_upstream_lag_bytes", "Committed bytes that this follower's readers do not see yet.", nil, nil),
+		lag:    prometheus.NewDesc("shiplog_upstream_lag_bytes", "Committed bytes that this follower's readers do not see yet; absent: not connected, and so not known.", nil, nil),
 		fresh:  prometheus.NewDesc("shiplog_upstream_fresh_seconds", "Age, by the leader's clock, of what this follower's readers see; absent: never known.", nil, nil),
 	}
 	add := func(name, help string, kind prometheus.ValueType, value func(s *Status) float64) {
@@ -82,6 +82,7 @@ func newCollector(source Source) *collector {
 	add("scrubs_total", "Times that the whole log was verified in the background.", count, func(s *Status) float64 { return float64(s.Repairs.Scrubs) })
 	add("damaged_segments_total", "Segments of the log that were found damaged.", count, func(s *Status) float64 { return float64(s.Repairs.Damaged) })
 	add("repaired_segments_total", "Segments that were mended from a peer.", count, func(s *Status) float64 { return float64(s.Repairs.Repaired) })
+	add("repaired_bytes_total", "Bytes of the log that were mended from peers.", count, func(s *Status) float64 { return float64(s.Repairs.Bytes) })
 	add("failed_repairs_total", "Segments that could not be mended when it was tried.", count, func(s *Status) float64 { return float64(s.Repairs.Failed) })
 	peer := func(name, help string, value func(f *Follower) float64) {
 		c.peer = append(c.peer, peerGauge{prometheus.NewDesc("shiplog_follower_"+name, help, []string{"node_id", "name"}, nil), value})
@@ -158,7 +159,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.info, prometheus.GaugeValue, 1, s.Version, s.NodeID, s.Name, s.Role, s.DatabaseID, s.Epoch, s.Rule)
 	if up := s.Upstream; up != nil {
 		ch <- prometheus.MustNewConstMetric(c.up, prometheus.GaugeValue, truth(up.Connected))
-		ch <- prometheus.MustNewConstMetric(c.lag, prometheus.GaugeValue, float64(up.LagBytes))
+		if up.LagBytes >= 0 {
+			ch <- prometheus.MustNewConstMetric(c.lag, prometheus.GaugeValue, float64(up.LagBytes))
+		}
 		if up.FreshMs >= 0 {
 			ch <- prometheus.MustNewConstMetric(c.fresh, prometheus.GaugeValue, float64(up.FreshMs)/1e3)
 		}

@@ -260,7 +260,7 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!doctype html>
 <tr><th>digest</th><td>{{.Digest}} at {{.DigestLSN}}</td></tr><tr><th>keys</th><td class="n">{{.Keys}}</td></tr>
 </table>
 {{with .Upstream}}<h2>Upstream</h2><table><tr><th>address</th><td>{{.Addr}}</td></tr><tr><th>name</th><td>{{.Name}}</td></tr>
-<tr><th>connected</th><td>{{.Connected}}</td></tr><tr><th>lag, bytes</th><td class="n">{{.LagBytes}}</td></tr>
+<tr><th>connected</th><td>{{.Connected}}</td></tr><tr><th>lag, bytes</th><td class="n">{{if ge .LagBytes 0}}{{.LagBytes}}{{else}}not known{{end}}</td></tr>
 {{if .Error}}<tr><th>error</th><td class="bad">{{.Error}}</td></tr>{{end}}</table>{{end}}
 {{if .Followers}}<h2>Followers</h2><table><tr><th>name</th><th>address</th><th>voter</th><th>sent</th><th>received</th><th>durable</th><th>applied</th><th>lag, bytes</th></tr>
 {{range .Followers}}<tr><td>{{.Name}}</td><td>{{.Addr}}</td><td>{{.Voter}}</td><td class="n">{{.Sent}}</td><td class="n">{{.Received}}</td><td class="n">{{.Durable}}</td><td class="n">{{.Applied}}</td><td class="n">{{.LagBytes}}</td></tr>{{end}}</table>{{end}}

@@ -130,11 +130,14 @@ type Upstream struct {
 	NodeID    string `json:"node_id"`
 	Name      string `json:"name"`
 	Connected bool   `json:"connected"`
-	LagBytes  uint64 `json:"lag_bytes"`
-	FreshMs   int64  `json:"fresh_as_of_ms_ago"` // by the leader's clock; -1: never
-	Stalled   bool   `json:"stalled,omitempty"`  // its disk does not answer, as it says
-	Error     string `json:"error,omitempty"`
-	Final     bool   `json:"final,omitempty"` // it will not be tried again
+	// LagBytes is what is committed and not visible here, or with log_only not on its disk; -1: not connected, so that nobody knows.
+	LagBytes int64 `json:"lag_bytes"`
+	// FreshMs is the age, by log time, of what is served here: how long ago all that was committed then was served. While nothing is
+	// written that is the age of the upstream's last word; while cut off it grows. -1: it never was.
+	FreshMs int64  `json:"fresh_as_of_ms_ago"`
+	Stalled bool   `json:"stalled,omitempty"` // its disk does not answer, as it says
+	Error   string `json:"error,omitempty"`
+	Final   bool   `json:"final,omitempty"` // it will not be tried again
 }
 
 // Clients counts the work of Redis clients.

@@ -239,9 +239,29 @@ func infoShiplog(b *strings.Builder, _ *Server, n *NodeInfo) {
 	field(b, "failed", n.Failed)
 	field(b, "ship_addr", n.ShipAddr)
 	field(b, "http_addr", n.HTTPAddr)
+	infoRepairs(b, &n.Repairs)
+	field(b, "slots", len(n.Slots))
+	for i, s := range n.Slots {
+		field(b, fmt.Sprint("slot", i), s)
+	}
 	if n.Upstream != nil {
+		field(b, "lag_bytes", n.Upstream.LagBytes)
+		field(b, "lag_ms", n.Upstream.LagMs)
 		field(b, "upstream_error", n.Upstream.Reason)
 	}
+}
+
+func infoRepairs(b *strings.Builder, r *Repairs) {
+	field(b, "scrubs", r.Scrubs)
+	last := int64(-1)
+	if !r.LastScrub.IsZero() {
+		last = int64(time.Since(r.LastScrub).Seconds())
+	}
+	field(b, "last_scrub_seconds_ago", last)
+	field(b, "damaged_segments", r.Damaged)
+	field(b, "repaired_segments", r.Repaired)
+	field(b, "failed_repairs", r.Failed)
+	field(b, "repaired_bytes", r.Bytes)
 }
 
 func randomHex(n int) string {

@@ -167,8 +167,18 @@ type NodeInfo struct {
 
 	FailoverState string // as INFO shows it
 
+	Slots   []string // what is kept for followers, as fields of INFO
+	Repairs Repairs
+
 	Upstream *Upstream // nil on a leader
 	Replicas []Replica // connected followers
+}
+
+// Repairs is what was found damaged in the log, and mended, since the node was started.
+type Repairs struct {
+	Scrubs                           int64     // of the whole log
+	LastScrub                        time.Time // zero: none yet
+	Damaged, Repaired, Failed, Bytes int64     // segments; Bytes: that were mended
 }
 
 // Upstream is the node that a follower follows.
@@ -178,6 +188,8 @@ type Upstream struct {
 	LastIO     time.Time // of the last message; zero: none yet
 	DownSince  time.Time // when the link was lost; zero while connected
 	Reason     string    // why it is not connected
+	LagBytes   int64     // committed and not served here; -1: not connected, so that nobody knows
+	LagMs      int64     // age of what is served here, by log time; it grows while cut off, not while nothing is written; -1: never known
 }
 
 // Replica is a connected follower as its upstream sees it.
