@@ -21,6 +21,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"shiplog/cmd/shiplog/internal/etcdtest"
 	"shiplog/ship"
 )
 
@@ -303,7 +304,7 @@ func startPostgres(t *testing.T, dir string) *postgres {
 	uid, _ := strconv.Atoi(who.Uid)
 	gid, _ := strconv.Atoi(who.Gid)
 	p := &postgres{t: t, bin: bins[len(bins)-1], home: filepath.Join(dir, "pg"), as: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-	_, p.port, _ = net.SplitHostPort(ports(t, 1)[0])
+	_, p.port, _ = net.SplitHostPort(etcdtest.Addrs(t, 1)[0])
 	if err := os.Mkdir(p.home, 0o700); err != nil {
 		t.Fatal(err)
 	}

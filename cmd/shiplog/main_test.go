@@ -25,6 +25,7 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 	"go.uber.org/goleak"
 
+	"shiplog/cmd/shiplog/internal/etcdtest"
 	"shiplog/cmd/shiplog/internal/httpd"
 	"shiplog/engine"
 	"shiplog/ship/nettest"
@@ -73,20 +74,6 @@ func (o *output) String() string {
 	return o.buf.String()
 }
 
-// ports returns addresses that were free a moment ago.
-func ports(t testing.TB, n int) (addrs []string) {
-	t.Helper()
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ln.Close()
-		addrs = append(addrs, ln.Addr().String())
-	}
-	return addrs
-}
-
 func startNode(t testing.TB, dir string, args ...string) *process {
 	t.Helper()
 	return startTLSNode(t, dir, nil, args...)
@@ -107,7 +94,7 @@ func startTLSNode(t testing.TB, dir string, pool *x509.CertPool, args ...string)
 // newNode is a node that is not running yet.
 func newNode(t testing.TB, dir string, args ...string) *process {
 	t.Helper()
-	addrs := ports(t, 3)
+	addrs := etcdtest.Addrs(t, 3)
 	p := &process{t: t, dir: dir, resp: addrs[0], ship: addrs[1], http: addrs[2], scheme: "http"}
 	p.args = append([]string{"serve", "--dir", dir, "--listen", p.resp, "--ship", p.ship, "--http", p.http}, args...)
 	if !slices.Contains(args, "--follow") && !slices.Contains(args, "--segment-size") {
@@ -526,7 +513,7 @@ func TestCredentials(t *testing.T) {
 func TestSecondNodeOnADirectory(t *testing.T) {
 	dir := t.TempDir()
 	p := startNode(t, dir)
-	addrs := ports(t, 3)
+	addrs := etcdtest.Addrs(t, 3)
 	code, _, errs := command("serve", "--dir", dir, "--listen", addrs[0], "--ship", addrs[1], "--http", addrs[2])
 	if code != exitFailure || !strings.Contains(errs, "locked") {
 		t.Errorf("second node: %d %s", code, errs)

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"shiplog/cmd/shiplog/internal/etcdtest"
 )
 
 // The scripts in testdata/redis hold commands and the replies that Debian's redis-server 7.0 gave to them, byte for byte. They are
@@ -39,7 +41,7 @@ func redisServer(t testing.TB) (addr string) {
 	if err != nil {
 		return ""
 	}
-	addr = ports(t, 1)[0]
+	addr = etcdtest.Addrs(t, 1)[0]
 	_, port, _ := net.SplitHostPort(addr)
 	dir := t.TempDir()
 	cmd := exec.Command(path, "--port", port, "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--appendonly", "no", "--daemonize", "no")

@@ -118,7 +118,7 @@ func sentinel(t *testing.T, leader *process) *redis.Client {
 	if _, err := exec.LookPath("redis-sentinel"); err != nil {
 		t.Skip("redis-sentinel is not installed (Debian: redis-sentinel)")
 	}
-	addr := ports(t, 1)[0]
+	addr := etcdtest.Addrs(t, 1)[0]
 	_, port, _ := net.SplitHostPort(addr)
 	dir := t.TempDir()
 	host, leads, _ := net.SplitHostPort(leader.resp)

@@ -2,9 +2,12 @@
 package etcdtest
 
 import (
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os/exec"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,8 +28,8 @@ type Server struct {
 // are possible.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	addr, peerAddr := freeAddrs(t)
-	return start(t, nil, addr, peerAddr)
+	addrs := Addrs(t, 2)
+	return start(t, nil, addrs[0], addrs[1])
 }
 
 // StartOn is Start on a host of a test's network.
@@ -50,20 +53,37 @@ func start(t testing.TB, host *nettest.Host, addr, peerAddr string) *Server {
 	return s
 }
 
-// freeAddrs returns two addresses that were free a moment ago.
-func freeAddrs(t testing.TB) (a, b string) {
+var (
+	givenMu sync.Mutex
+	given   = map[int]bool{} // ports that Addrs has returned
+)
+
+// Addrs returns n addresses of this machine for servers of the test to listen on, now and after a restart: nobody listens there, and neither a connection nor
+// a listener that takes any port gets one of them, because they are below the range that those are taken from.
+func Addrs(t testing.TB, n int) (addrs []string) {
 	t.Helper()
-	one, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const lowest, highest = 12_000, 32_000 // Linux takes its own from 32768 on
+	givenMu.Lock()
+	defer givenMu.Unlock()
+	var err error
+	for range 1000 {
+		if len(addrs) == n {
+			return addrs
+		}
+		port := lowest + rand.IntN(highest-lowest)
+		if given[port] {
+			continue
+		}
+		var ln net.Listener
+		if ln, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err != nil {
+			continue
+		}
+		given[port] = true
+		addrs = append(addrs, ln.Addr().String())
+		_ = ln.Close()
 	}
-	defer func() { _ = one.Close() }()
-	two, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = two.Close() }()
-	return one.Addr().String(), two.Addr().String()
+	t.Fatal("no port is free: ", err)
+	return nil
 }
 
 // Run starts the process, the first time or again, and waits until it answers.
