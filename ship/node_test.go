@@ -365,7 +365,7 @@ func (r *following) stop() {
 // until waits for a condition: in a bubble virtual time passes, outside real time.
 func until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for range 20000 {
+	for range 60000 {
 		if cond() {
 			return
 		}
