@@ -229,6 +229,13 @@ func (g *gate) copy(to, from net.Conn, back bool) {
 	}
 }
 
+// leave lets so many bytes come back, and shuts the gate.
+func (g *gate) leave(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.left = n
+}
+
 func (g *gate) set(shut bool) {
 	g.mu.Lock()
 	g.shut = shut
