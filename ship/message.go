@@ -179,7 +179,7 @@ const (
 
 // flagMask and bodyLimits hold, by type, the flags that exist and the length of the body.
 var (
-	flagMask   = [...]uint8{TypeData: DataHead | DataSync | DataReceipt, TypeMark: MarkDigest | MarkLease | MarkStalled, TypeAck: 0}
+	flagMask   = [...]uint8{TypeData: DataHead | DataSync | DataReceipt, TypeMark: MarkDigest | MarkLease | MarkStalled, TypeVote: 0}
 	bodyLimits = [...]struct{ min, max uint32 }{
 		TypeJoin:    {joinFixed, joinFixed + 2*MaxName + MaxHistory*entrySize},
 		TypeWelcome: {welcomeFixed, maxBody},
@@ -237,7 +237,7 @@ func DecodeHeader(p []byte) (Header, error) {
 	switch {
 	case h.Type < TypeJoin || h.Type > TypeVote:
 		return h, refuse(CodeProtocol, "message type %d", h.Type)
-	case int(h.Type) < len(flagMask) && h.Flags&^flagMask[h.Type] != 0, p[10] != 0, p[11] != 0:
+	case h.Flags&^flagMask[h.Type] != 0, p[10] != 0, p[11] != 0:
 		return h, refuse(CodeProtocol, "message type %d: unknown flags", h.Type)
 	case h.Length < bodyLimits[h.Type].min || h.Length > bodyLimits[h.Type].max:
 		return h, refuse(CodeProtocol, "message type %d: length %d", h.Type, h.Length)

@@ -283,3 +283,29 @@ func FuzzDecodeMessage(f *testing.F) {
 		}
 	})
 }
+
+// A flag that this version does not know is refused with every type, whatever the check says.
+func TestUnknownFlagsAreRefused(t *testing.T) {
+	seen := map[ship.Type]bool{}
+	for name, m := range messages {
+		p := ship.AppendMessage(nil, m, testKey, testSeq)
+		h, err := ship.DecodeHeader(p)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		seen[h.Type] = true
+		p[9] |= 0x80
+		if _, err := ship.DecodeHeader(p); !errors.Is(err, ship.ErrProtocol) {
+			t.Errorf("%s: an unknown flag: %v", name, err)
+		}
+	}
+	data := ship.AppendHeader(nil, ship.Header{Type: ship.TypeData, Flags: 0x80, Length: 8}, testKey, testSeq)
+	if _, err := ship.DecodeHeader(data); !errors.Is(err, ship.ErrProtocol) {
+		t.Errorf("data: an unknown flag: %v", err)
+	}
+	for typ := ship.TypeJoin; typ <= ship.TypeVote; typ++ {
+		if typ != ship.TypeData && !seen[typ] {
+			t.Errorf("no message of type %d was tried", typ)
+		}
+	}
+}

@@ -46,8 +46,8 @@ const (
 	joinLogOnly = 2
 )
 
-// 0    16   32  40     48      56        64       68   69   70    72   74   76    84 .. 96
-// | db | id | end | digest | durable | committed | promised | role | flags | zero | name | addr | history | features | zero | ...
+// 0    16   32    40       48        56          64         68     69      70     72         80     82     84        86     96
+// | db | id | end | digest | durable | committed | promised | role | flags | zero | features | name | addr | history | zero | ...
 func (m *Join) appendBody(dst []byte) []byte {
 	dst = append(dst, m.Database[:]...)
 	dst = append(dst, m.Node[:]...)
