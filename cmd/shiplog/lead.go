@@ -494,7 +494,7 @@ func (n *node) hears() bool {
 	return s.Connected || time.Since(s.Since) < lookEvery
 }
 
-// survey asks all other nodes that are known, or of a leader's only those that are not connected; and where nobody of them leads, those
+// survey asks all other nodes that are known, a leader only those that are not connected; and where nobody of them leads, those
 // that they take for the leader: it may have become a voter, or come to the group, while this node was away.
 func (n *node) survey(ctx context.Context, leads bool) []*ship.Vote {
 	var addrs []string
@@ -512,17 +512,26 @@ func (n *node) survey(ctx context.Context, leads bool) []*ship.Vote {
 			add(v.Addr)
 		}
 	}
-	if !leads {
-		n.mu.Lock()
-		add(n.upstream)
-		for _, addr := range n.callers {
+	n.mu.Lock()
+	for id, addr := range n.callers {
+		if !(leads && connected[id]) {
 			add(addr)
 		}
-		n.mu.Unlock()
+	}
+	if !leads {
+		add(n.upstream)
 		add(n.cfg.Follow)
 	}
+	n.mu.Unlock()
 	votes := n.report(ctx, addrs)
-	if leads || slices.ContainsFunc(votes, func(v *ship.Vote) bool { return v.Leads }) {
+	if leads { // of who has called and is no voter, only a later leader counts
+		voters := n.db.Stats().Voters
+		return slices.DeleteFunc(votes, func(v *ship.Vote) bool {
+			addressed := slices.ContainsFunc(voters, func(w wal.Voter) bool { return w.ID == v.Node && w.Addr != "" })
+			return !addressed && (!v.Leads || v.Last <= n.db.Log().Epoch())
+		})
+	}
+	if slices.ContainsFunc(votes, func(v *ship.Vote) bool { return v.Leads }) {
 		return votes
 	}
 	asked := len(addrs)

@@ -29,7 +29,8 @@ import (
 // A seed gives the configuration, the faults, their times and what the clients do. Which goroutine runs first at one moment of virtual time is the scheduler's choice, so a
 // rerun takes the same faults through nearly, not exactly, the same steps; with GOMAXPROCS=1 GODEBUG=asyncpreemptoff=1 it mostly takes the same.
 //
-// SHIPLOG_SEED reruns one seed. SHIPLOG_SIM_HOURS is how many virtual hours are run, with fresh seeds, each of at most two hours.
+// SHIPLOG_SEED reruns one seed. SHIPLOG_SIM_HOURS is how many virtual hours are run, with fresh seeds, each of at most two hours; then the commit rule is
+// changed too, in two runs of three. A seed of such a run is rerun with both.
 func TestSimulation(t *testing.T) {
 	if hours := os.Getenv("SHIPLOG_SIM_HOURS"); hours != "" {
 		h, err := strconv.ParseFloat(hours, 64)
@@ -176,6 +177,9 @@ func newSim(t *testing.T, seed uint64) *sim {
 		if rng.IntN(3) > 0 {
 			s.cfg.faults = append(s.cfg.faults, k)
 		}
+	}
+	if os.Getenv("SHIPLOG_SIM_HOURS") != "" && rng.IntN(3) > 0 {
+		s.cfg.faults = append(s.cfg.faults, "rule change")
 	}
 	if len(s.cfg.faults) == 0 {
 		s.cfg.faults = simFaultNames[:1]
