@@ -57,6 +57,7 @@ func TestLogOnly(t *testing.T) {
 	if err := f.FollowMark(end, 0); err != nil {
 		t.Fatal(err)
 	}
+	waitFor(t, "the mark is taken up: control records are looked at first", func() bool { return f.Committed() >= end })
 	if f.Committed() != end || f.Applied() != 0 || f.Visible() != 0 {
 		t.Errorf("committed %v, applied %v, visible %v; want %v, 0, 0", f.Committed(), f.Applied(), f.Visible(), end)
 	}

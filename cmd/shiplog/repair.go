@@ -123,9 +123,6 @@ func (r *repairer) from(ctx context.Context, addr string, base, end wal.LSN, dig
 
 // peers are the shipping addresses of nodes that may have the log: whom this one follows, who follows it, and voters.
 func (r *repairer) peers() []string {
-	if r == nil || r.n == nil { // this node repairs nothing, and asks nobody
-		return nil
-	}
 	n := r.n
 	var addrs []string
 	add := func(addr string) {
