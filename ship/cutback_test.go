@@ -35,7 +35,8 @@ func TestUpstreamCutBackWhileItShips(t *testing.T) {
 		defer c.stop()
 		n := newFollowerNode(t)
 		f, err := ship.NewFollower(alone{n}, &ship.FollowerOptions{
-			Dial: func(context.Context) (net.Conn, error) { return c.ln.dial(nil) }})
+			Dial: func(context.Context) (net.Conn, error) { return c.ln.dial(nil) },
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
