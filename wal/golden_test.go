@@ -167,7 +167,6 @@ type directory struct {
 	names map[string]string
 
 	salt, digest uint64
-	database     []byte
 	at           uint64
 	epoch        uint32
 	segTime      int64

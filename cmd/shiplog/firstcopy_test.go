@@ -81,13 +81,16 @@ func TestFirstCopyGoesOn(t *testing.T) {
 
 	line := startGate(t, leader.ship)
 	follower := newNode(t, filepath.Join(dir, "follower"), "--follow", line.ln.Addr().String(), "--name", "f")
-	const kills = 10
+	kills := 10
+	if testing.Short() {
+		kills = 3
+	}
 	reached, synced := uint64(0), uint64(0)
 	for i := 1; ; i++ {
 		line.mu.Lock()
 		line.left, line.shut = 0, false
 		if i <= kills {
-			line.left = int(end*uint64(i)/(kills+1)) - int(reached)
+			line.left = int(end*uint64(i)/uint64(kills+1)) - int(reached)
 		}
 		line.mu.Unlock()
 		line.open.Broadcast()
