@@ -56,6 +56,11 @@ func (db *DB) healed(at wal.LSN, _ error) bool {
 	case ok := <-done:
 		return ok
 	case <-ctx.Done():
+	}
+	select {
+	case ok := <-done: // the answer came first: with it the context ends
+		return ok
+	default:
 		return false
 	}
 }
