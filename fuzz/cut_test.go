@@ -53,7 +53,7 @@ func FuzzCut(f *testing.F) {
 	f.Fuzz(func(t *testing.T, kind uint8, at uint32, mask uint8, reseals bool) {
 		im := theCut()
 		b := bytes.Clone(im.bytes)
-		off := int(at) % len(b)
+		off := int(at % uint32(len(b)))
 		switch kind % 3 {
 		case 0:
 			b[off] ^= mask

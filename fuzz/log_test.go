@@ -216,7 +216,7 @@ func FuzzAppendRaw(f *testing.F) {
 	f.Fuzz(func(t *testing.T, at uint32, mask uint8, piece uint16) {
 		im := theImage()
 		b := bytes.Clone(im.raw)
-		pos := int(at) % len(b)
+		pos := int(at % uint32(len(b)))
 		b[pos] ^= mask
 		l, err := wal.Open("db", &wal.Options{FS: waltest.NewDisk(), SegmentSize: 64 << 10, Inline: true})
 		check(err)
