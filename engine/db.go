@@ -43,8 +43,9 @@ type DB struct {
 	logBound   atomic.Uint64                 // end of the log from which writes wait for reclaim; 0: they do not
 	boundMoved atomic.Pointer[chan struct{}] // closed when that changes; nil: nobody waits
 
-	majorFaults atomic.Int64 // of this process, when an iterator looked last
-	cold        atomic.Bool  // frames of a chunk were not in memory, when an iterator looked last
+	majorFaults atomic.Int64  // of this process, when an iterator looked last
+	cold        atomic.Bool   // frames of a stretch were not in memory, when an iterator looked last
+	warm        atomic.Uint32 // stretches since then in which none was missing
 
 	overfull   atomic.Bool // the index has outgrown its memory, and cannot be written to the disk
 	rebuilding sync.Mutex  // held by whoever rebuilds damaged runs of the index

@@ -18,7 +18,7 @@ type IterOptions struct {
 
 // Iterator walks keys in byte order, in both directions, over one snapshot. It is positioned by
 // First, Last, SeekGE or SeekLT before use. Key and Value return copies that are valid until the
-// next positioning call. It is not safe for concurrent use, holds no lock between calls, and must be
+// next positioning call or Close. It is not safe for concurrent use, holds no lock between calls, and must be
 // closed.
 type Iterator struct {
 	snap  *Snapshot
@@ -26,19 +26,16 @@ type Iterator struct {
 	lower []byte
 	upper []byte
 
-	chunk   memindex.Chunk
-	at      int // position in the chunk
+	room    *room    // nil once it is closed
+	cur     *stretch // of the room: where the iterator stands
+	at      int      // position in its chunk
 	reverse bool
 	size    int // entries asked for next: small at first, for seeks
 	valid   bool
-	closed  bool
 	err     error
 
-	bufs   scanBufs
-	ahead  *ahead // nil until a chunk is read ahead
-	near   bool   // the values around are near the processor
-	wanted bool   // values of this chunk were asked for, and those behind prefetched where that helps
-	own    []byte // a value that was not read ahead
+	near   bool // the values around are near the processor
+	wanted bool // values of this stretch were asked for, and those behind prefetched where that helps
 	value  []byte
 	loaded bool
 }
@@ -53,7 +50,8 @@ const (
 func (db *DB) NewIter(o *IterOptions) *Iterator { return newIterator(db.Snapshot(), true, o) }
 
 func newIterator(s *Snapshot, owned bool, o *IterOptions) *Iterator {
-	it := &Iterator{snap: s, owned: owned}
+	it := &Iterator{snap: s, owned: owned, room: rooms.Get().(*room)}
+	it.cur = &it.room.two[0]
 	if o != nil {
 		it.lower, it.upper = bytes.Clone(o.Lower), bytes.Clone(o.Upper)
 	}
@@ -94,32 +92,53 @@ func (it *Iterator) seek(lo, hi []byte, loOpen, reverse bool) bool {
 	return it.load(lo, hi, loOpen, reverse)
 }
 
-// load fetches the chunk at one end of (lo, hi) and moves to its first live entry.
+// load looks up the stretch at one end of (lo, hi) and moves to its first live entry.
 func (it *Iterator) load(lo, hi []byte, loOpen, reverse bool) bool {
 	it.valid, it.loaded = false, false
-	if it.closed && it.err == nil {
+	if it.room == nil && it.err == nil {
 		it.err = fmt.Errorf("%w: the iterator", ErrClosed)
 	}
 	if it.err != nil || hi != nil && bytes.Compare(lo, hi) >= 0 {
 		return false
 	}
-	it.reverse = reverse
-	it.ahead.end()
-	if err := it.snap.db.idx.Scan(&it.chunk, lo, hi, loOpen, refAt(it.snap.at), reverse, it.size); err != nil {
-		it.err = it.snap.db.indexError(err)
-		return false
-	}
-	if it.err = it.snap.lost(); it.err != nil {
-		return false
-	}
+	r := it.room
+	r.ahead.end()
+	it.reverse, it.cur = reverse, &r.two[0]
+	it.lookUp(it.cur, lo, hi, loOpen, it.size)
 	it.size = min(it.size*2, lastChunk)
-	if it.wanted && it.chunk.Len() >= aheadFrom {
-		if it.ahead == nil {
-			it.ahead = new(ahead)
-		}
-		it.ahead.begin(it.snap, &it.chunk)
+	if it.wanted && it.cur.err == nil && it.cur.chunk.Len() >= aheadFrom {
+		r.ahead.begin(it, &r.two, it.size)
 	}
+	return it.enter()
+}
+
+// lookUp fills st with the first entries of a range, in the iterator's direction.
+func (it *Iterator) lookUp(st *stretch, lo, hi []byte, loOpen bool, size int) {
+	s := it.snap
+	st.count = 0
+	if st.err = s.db.idx.Scan(&st.chunk, lo, hi, loOpen, refAt(s.at), it.reverse, size); st.err != nil {
+		st.err = s.db.indexError(st.err)
+		return
+	}
+	st.err = s.lost()
+}
+
+// follow fills st with what comes behind the stretch before it, which is not empty.
+func (it *Iterator) follow(st, before *stretch, size int) {
+	edge := before.chunk.Key(before.chunk.Len() - 1)
+	if it.reverse {
+		it.lookUp(st, it.lower, edge, false, size)
+	} else {
+		it.lookUp(st, edge, it.upper, true, size)
+	}
+}
+
+// enter moves to the first live entry of the stretch that was looked up.
+func (it *Iterator) enter() bool {
 	it.wanted, it.near = false, false
+	if it.err = it.cur.err; it.err != nil {
+		return false
+	}
 	it.at = -1
 	return it.step()
 }
@@ -129,11 +148,11 @@ func (it *Iterator) step() bool {
 	for {
 		it.loaded = false
 		it.at++
-		if it.at >= it.chunk.Len() {
+		if it.at >= it.cur.chunk.Len() {
 			return it.next()
 		}
 		it.valid = true
-		if it.chunk.Version(it.at).Kind != memindex.PutTTL {
+		if it.cur.chunk.Version(it.at).Kind != memindex.PutTTL {
 			return true
 		}
 		switch err := it.fetch(); {
@@ -147,14 +166,19 @@ func (it *Iterator) step() bool {
 	}
 }
 
-// next goes on behind the chunk's last entry.
+// next goes on behind the stretch.
 func (it *Iterator) next() bool {
-	n := it.chunk.Len()
 	it.valid = false
-	if n == 0 {
+	if !it.cur.goesOn() {
 		return false
 	}
-	edge := bytes.Clone(it.chunk.Key(n - 1))
+	r := it.room
+	if r.ahead.running && it.wanted {
+		it.cur = r.ahead.advance()
+		return it.enter()
+	}
+	n := it.cur.chunk.Len()
+	edge := bytes.Clone(it.cur.chunk.Key(n - 1))
 	if it.reverse {
 		return it.load(it.lower, edge, false, true)
 	}
@@ -198,7 +222,7 @@ func (it *Iterator) Key() []byte {
 	if !it.valid {
 		return nil
 	}
-	return it.chunk.Key(it.at)
+	return it.cur.chunk.Key(it.at)
 }
 
 // Value is the current value, verified and copied out of the log, valid until the next positioning
@@ -221,38 +245,52 @@ func (it *Iterator) fetch() error {
 		it.wanted = true
 		it.prefetch()
 	}
-	if it.value, it.loaded = it.ahead.value(it.at, &it.bufs); it.loaded {
+	r, c := it.room, &it.cur.chunk
+	if it.value, it.loaded = r.ahead.value(it.cur, it.at, &r.bufs); it.loaded {
 		return nil
 	}
+	log := it.snap.db.log
 	if it.at%nearEntries == 0 || !it.near {
 		it.near = true
-		it.bufs.near(it.snap.db.log, &it.chunk, it.at)
+		r.bufs.near(log, c, it.at)
 	}
-	v := it.chunk.Version(it.at)
-	err := it.snap.readVersion(it.Key(), v, it.bufs.of(it.snap.db.log, v), func(v []byte, _ int64) error {
-		it.own = append(it.own[:0], v...)
+	v := c.Version(it.at)
+	err := it.snap.readVersion(c.Key(it.at), v, r.bufs.of(log, v), func(v []byte, _ int64) error {
+		r.own = append(r.own[:0], v...)
 		return nil
 	})
-	it.value, it.loaded = it.own, err == nil
+	it.value, it.loaded = r.own, err == nil
 	return err
 }
 
-// prefetch has the system begin to read the frames that a chunk's values are in, all at once, where they come from the disk: while this process
-// waits for pages that are not in memory, or did so for the chunk before. Long chunks do without: a scan touches so much
+// faultsEvery is how many stretches share a look at the faults of this process, which is a system call, once nothing was missing for as many.
+const faultsEvery = 16
+
+// prefetch has the system begin to read the frames that a stretch's values are in, all at once, where they come from the disk: while this process
+// waits for pages that are not in memory, or did so for the stretch before. Long ones do without: a scan touches so much
 // that the system's own reading around each fault brings more.
 func (it *Iterator) prefetch() {
-	db := it.snap.db
-	faults := vfs.MajorFaults()
-	if db.majorFaults.Swap(faults) == faults && !db.cold.Load() || it.chunk.Len() >= aheadFrom {
+	db, c := it.snap.db, &it.cur.chunk
+	if c.Len() >= aheadFrom {
 		return
 	}
+	if !db.cold.Load() {
+		if n := db.warm.Add(1); n > faultsEvery && n%faultsEvery != 0 {
+			return
+		}
+		if faults := vfs.MajorFaults(); db.majorFaults.Swap(faults) == faults {
+			return
+		}
+	}
 	cold := false
-	for i := max(it.at, 0); i < it.chunk.Len(); i++ {
-		if db.log.Prefetch(wal.Ref(it.chunk.Version(i).Ref)) {
+	for i := max(it.at, 0); i < c.Len(); i++ {
+		if db.log.Prefetch(wal.Ref(c.Version(i).Ref)) {
 			cold = true
 		}
 	}
-	db.cold.Store(cold)
+	if db.cold.Store(cold); cold {
+		db.warm.Store(0)
+	}
 }
 
 // Err is the first error that the iterator met. The end of the keys is none.
@@ -261,8 +299,12 @@ func (it *Iterator) Err() error { return it.err }
 // Close releases the iterator and, if it made one, its snapshot. It returns Err. It may be called more than once; an iterator that is
 // positioned after it answers ErrClosed.
 func (it *Iterator) Close() error {
-	it.valid, it.closed = false, true
-	it.ahead.end()
+	if it.room == nil {
+		return it.err
+	}
+	it.room.ahead.end()
+	it.room.release()
+	it.room, it.cur, it.value, it.valid = nil, nil, nil, false
 	if it.owned {
 		it.snap.Close()
 	}

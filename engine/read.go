@@ -13,6 +13,11 @@ import (
 
 var bufferPool = sync.Pool{New: func() any { return new(wal.Buffer) }}
 
+func putBuffer(b *wal.Buffer) {
+	b.Trim()
+	bufferPool.Put(b)
+}
+
 // Get returns a copy of the visible value of key, or ErrNotFound. The value was checked against its
 // checksum by this call. Safe for concurrent use.
 func (db *DB) Get(key []byte) ([]byte, error) {
@@ -76,8 +81,7 @@ func (db *DB) viewLatest(key []byte, fn func(value []byte, expiry int64) error) 
 		}
 		buf := bufferPool.Get().(*wal.Buffer)
 		err = db.readVersion(key, v, now, buf, fn)
-		buf.Trim()
-		bufferPool.Put(buf)
+		putBuffer(buf)
 		if errors.Is(err, wal.ErrTrimmed) && db.marks.visibleLSN() > at {
 			continue // what was found has been written again behind at, and its place given up
 		}

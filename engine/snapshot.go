@@ -61,10 +61,7 @@ func (s *Snapshot) view(key []byte, fn func(value []byte, expiry int64) error) e
 		return ErrNotFound
 	}
 	buf := bufferPool.Get().(*wal.Buffer)
-	defer func() {
-		buf.Trim()
-		bufferPool.Put(buf)
-	}()
+	defer putBuffer(buf)
 	return s.readVersion(key, v, buf, fn)
 }
 

@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"sync"
 
 	"shiplog/engine/internal/memindex"
 	"shiplog/engine/internal/run"
@@ -35,17 +36,9 @@ func (s *state) scan(dst *memindex.Chunk, lo, hi []byte, reverse bool, at, tail 
 	if limit <= 0 || hi != nil && bytes.Compare(lo, hi) >= 0 {
 		return nil
 	}
-	m := merger{reverse: reverse}
-	for i, t := range s.tables {
-		m.add(&tableSource{t: t.Table, lo: lo, hi: hi, at: at, reverse: reverse, size: min(limit, firstFetch)})
-		m.cover(i, t.deletes(), lo, hi, at)
-	}
-	for i, r := range s.runs {
-		src := &runSource{run: r, lo: lo, hi: hi, at: at, reverse: reverse, single: r.info.Entries == r.info.Keys}
-		src.it.Init(r.Run)
-		m.add(src)
-		m.cover(len(s.tables)+i, r.RangeDeletes(), lo, hi, at)
-	}
+	m := mergers.Get().(*merger)
+	defer m.release()
+	m.begin(s, lo, hi, reverse, at, min(limit, firstFetch))
 	for m.next() {
 		v := m.version
 		if v.Ref < tail || v.Kind == memindex.Delete && !all || m.hidden() {
@@ -76,7 +69,51 @@ type merger struct {
 	version memindex.Version
 	layer   int
 	err     error
-	sources []source
+	tables  []tableSource
+	runs    []runSource
+}
+
+// mergers keeps what sources decode into, some ten kilobytes each: a seek would spend a fifth of its time on that memory.
+var mergers = sync.Pool{New: func() any { return new(merger) }}
+
+// begin makes m one over all layers of s, in [lo, hi). size is how many entries of a table are fetched at first.
+func (m *merger) begin(s *state, lo, hi []byte, reverse bool, at uint64, size int) {
+	m.reverse, m.started, m.err, m.key = reverse, false, nil, nil
+	m.live, m.covers = m.live[:0], m.covers[:0]
+	m.tables = grown(m.tables, len(s.tables))
+	for i, t := range s.tables {
+		m.tables[i].begin(t.Table, lo, hi, reverse, at, size)
+		m.cover(i, t.deletes(), lo, hi, at)
+	}
+	m.runs = grown(m.runs, len(s.runs))
+	for i, r := range s.runs {
+		m.runs[i].begin(r, lo, hi, reverse, at)
+		m.cover(len(s.tables)+i, r.RangeDeletes(), lo, hi, at)
+	}
+}
+
+// grown returns s with n elements, those that it had with their memory.
+func grown[T any](s []T, n int) []T {
+	s = s[:cap(s)]
+	for len(s) < n {
+		var zero T
+		s = append(s, zero)
+	}
+	return s[:n]
+}
+
+// release gives m back, without what it had to do with the layers.
+func (m *merger) release() {
+	for i := range m.tables {
+		m.tables[i].end()
+	}
+	for i := range m.runs {
+		m.runs[i].end()
+	}
+	clear(m.live[:cap(m.live)])
+	clear(m.covers[:cap(m.covers)])
+	m.key = nil
+	mergers.Put(m)
 }
 
 type head struct {
@@ -90,10 +127,6 @@ type head struct {
 type cover struct {
 	layer int
 	del   run.RangeDelete
-}
-
-func (m *merger) add(s source) {
-	m.sources = append(m.sources, s)
 }
 
 func (m *merger) cover(layer int, dels []run.RangeDelete, lo, hi []byte, at uint64) {
@@ -133,8 +166,12 @@ func (m *merger) advance(i int) bool {
 func (m *merger) next() bool {
 	if !m.started {
 		m.started = true
-		for i, s := range m.sources {
-			m.live = append(m.live, head{src: s, layer: i})
+		for i := range m.tables {
+			m.live = append(m.live, head{src: &m.tables[i], layer: i})
+			m.advance(len(m.live) - 1)
+		}
+		for i := range m.runs {
+			m.live = append(m.live, head{src: &m.runs[i], layer: len(m.tables) + i})
 			m.advance(len(m.live) - 1)
 		}
 	} else {
@@ -197,6 +234,21 @@ type tableSource struct {
 	edge    []byte
 }
 
+// keepKeys is how many bytes of keys a source keeps room for.
+const keepKeys = 64 << 10
+
+func (s *tableSource) begin(t *memindex.Table, lo, hi []byte, reverse bool, at uint64, size int) {
+	s.t, s.lo, s.hi, s.at, s.reverse, s.size = t, lo, hi, at, reverse, size
+	s.open, s.begun, s.i = false, false, 0
+}
+
+func (s *tableSource) end() {
+	s.t, s.lo, s.hi = nil, nil, nil
+	if s.chunk.KeyBytes() > keepKeys {
+		s.chunk = memindex.Chunk{}
+	}
+}
+
 func (s *tableSource) move() bool {
 	s.i++
 	if s.begun && s.i < s.chunk.Len() {
@@ -239,7 +291,19 @@ type runSource struct {
 	single  bool // no key has two versions
 	begun   bool
 	key     []byte
+	own     []byte // the key's memory, where it is not the iterator's
 	version memindex.Version
+}
+
+func (s *runSource) begin(r *openRun, lo, hi []byte, reverse bool, at uint64) {
+	s.run, s.lo, s.hi, s.at, s.reverse, s.single = r, lo, hi, at, reverse, r.info.Entries == r.info.Keys
+	s.begun, s.own, s.key = false, s.own[:0], nil
+	s.it.Init(r.Run)
+}
+
+func (s *runSource) end() {
+	s.run, s.lo, s.hi, s.key = nil, nil, nil, nil
+	s.it.Init(nil)
 }
 
 func (s *runSource) entry() ([]byte, memindex.Version) { return s.key, s.version }
@@ -279,7 +343,8 @@ func (s *runSource) take() {
 	if s.single && !s.reverse {
 		s.key = s.it.Key()
 	} else {
-		s.key = append(s.key[:0], s.it.Key()...)
+		s.own = append(s.own[:0], s.it.Key()...)
+		s.key = s.own
 	}
 }
 
