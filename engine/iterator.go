@@ -42,7 +42,7 @@ type Iterator struct {
 
 // Chunks grow from the first size, good for a seek and a few steps, to the last, good for a scan.
 const (
-	firstChunk = 16
+	firstChunk = 32
 	lastChunk  = 2048
 )
 

@@ -125,7 +125,10 @@ func TestFirstCopyGoesOn(t *testing.T) {
 	if most := int(end) + kills*(ship.DefaultSyncBytes+2*ship.MaxData); total > most {
 		t.Errorf("%d bytes came for a log of %d, at most %d were wanted", total, end, most)
 	}
-	follower.until("has what its admission has added", func() bool { return leader.status().Head == follower.status().Head })
+	follower.until("has what its admission has added", func() bool {
+		l := leader.status()
+		return slices.Contains(l.Voters, "f") && l.Head == follower.status().Head
+	})
 	follower.stop()
 	leader.stop()
 	sameLogs(t, leader.dir, follower.dir)
