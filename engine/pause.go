@@ -64,17 +64,3 @@ func (m *marks) unconfirmed(n int) (bool, <-chan struct{}) {
 	}
 	return true, m.changeLocked()
 }
-
-// syncBegins and syncEnded measure syncs where that is of use.
-func (db *DB) syncBegins() time.Time {
-	if !Level(db.marks.ruleLevel.Load()).synchronous() {
-		return time.Time{}
-	}
-	return time.Now()
-}
-
-func (db *DB) syncEnded(began time.Time) {
-	if !began.IsZero() {
-		db.pipe.pause.took = time.Since(began)
-	}
-}
