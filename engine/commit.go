@@ -26,6 +26,8 @@ type pipeline struct {
 	syncing sync.Mutex // held from before a durable group is taken until its fdatasync has ended
 	pause   pause      // guarded by syncing
 
+	indexing sync.WaitGroup // of the group that is being synced
+
 	// Scratch of whoever leads.
 	alone   [1]*commit
 	batches []*wal.Batch
@@ -269,7 +271,7 @@ func (p *pipeline) handOn() {
 func (db *DB) leadAlone(c *commit) {
 	p := &db.pipe
 	p.alone[0] = c
-	db.appendGroup(p.alone[:], false)
+	db.indexRun(db.appendGroup(p.alone[:], false))
 	p.alone[0] = nil
 	p.mu.Lock()
 	p.handOn()
@@ -294,23 +296,30 @@ func (db *DB) lead() {
 	}
 	p.mu.Unlock()
 
-	db.appendGroup(group, durable)
-
-	n := len(group)
-	clear(group)
-	p.mu.Lock()
-	p.spare = group[:0]
-	p.handOn()
-	p.mu.Unlock()
-
+	a, n := db.appendGroup(group, durable), len(group)
+	finish := func() {
+		db.indexRun(a)
+		clear(group)
+		p.mu.Lock()
+		p.spare = group[:0]
+		p.handOn()
+		p.mu.Unlock()
+	}
 	if !durable {
+		finish()
 		db.flusher.kick()
 		return
+	}
+	if beside := len(a.run) >= indexBeside && runtime.GOMAXPROCS(0) > 1; beside {
+		p.indexing.Go(finish)
+	} else {
+		finish()
 	}
 	p.last = n // guarded by syncing
 	began := time.Now()
 	_, err := db.log.Sync()
 	p.pause.took = time.Since(began)
+	p.indexing.Wait()
 	p.syncing.Unlock()
 	if err != nil {
 		db.poisoned(err)
@@ -318,6 +327,9 @@ func (db *DB) lead() {
 	}
 	db.marks.synced(db.log.Durable())
 }
+
+// indexBeside is from how many commits on a group is indexed beside its sync, by another goroutine: a wake-up costs as much as some ten of them.
+const indexBeside = 24
 
 // needsDisk reports whether c needs the disk before its answer.
 func (db *DB) needsDisk(c *commit) bool {

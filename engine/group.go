@@ -8,8 +8,8 @@ import (
 
 // This file appends and indexes one group of commits; commit.go says who leads it.
 
-// appendGroup decides, appends and indexes the group in its order.
-func (db *DB) appendGroup(group []*commit, durable bool) {
+// appendGroup decides, appends and indexes the group in its order; what it returns is appended and still to be indexed.
+func (db *DB) appendGroup(group []*commit, durable bool) appended {
 	p := &db.pipe
 	p.run = p.run[:0]
 	decides := false
@@ -35,7 +35,8 @@ func (db *DB) appendGroup(group []*commit, durable bool) {
 			db.appendRun(durable) // a range delete: later decisions look in the index
 		}
 	}
-	db.appendRun(durable)
+	a, _ := db.logRun(durable)
+	return a
 }
 
 // decide lets c see the state that all before it have made. It reports whether there is anything to append.
@@ -60,11 +61,24 @@ func (db *DB) decide(c *commit, durable bool) bool {
 	}
 }
 
+// appended is a run of batches that the log has, and the index does not have yet.
+type appended struct {
+	run []*commit
+	end wal.LSN
+}
+
 // appendRun appends and indexes the collected batches as one group. It reports whether all of them were appended.
 func (db *DB) appendRun(durable bool) bool {
+	a, ok := db.logRun(durable)
+	db.indexRun(a)
+	return ok
+}
+
+// logRun appends the collected batches as one group. It reports whether all of them were appended.
+func (db *DB) logRun(durable bool) (appended, bool) {
 	p := &db.pipe
 	if len(p.run) == 0 {
-		return true
+		return appended{}, true
 	}
 	run := p.run
 	p.run = p.run[:0]
@@ -79,9 +93,10 @@ func (db *DB) appendRun(durable bool) bool {
 		}
 	}
 	r, err := db.log.Append(p.batches, durable)
+	clear(p.batches)
 	if err != nil {
 		db.appendFailed(run, durable, err)
-		return false
+		return appended{}, false
 	}
 	if push := db.push.Load(); push != nil {
 		(*push)()
@@ -93,18 +108,25 @@ func (db *DB) appendRun(durable bool) bool {
 		default:
 		}
 	}
+	return appended{run, r.End}, true
+}
+
+// indexRun enters what was appended into the index, and has its commits wait for their outcome.
+func (db *DB) indexRun(a appended) {
+	if len(a.run) == 0 {
+		return
+	}
+	p := &db.pipe
 	p.waiters = p.waiters[:0]
-	for _, c := range run {
+	for _, c := range a.run {
 		db.index(c.batch)
 		p.waiters = append(p.waiters, &c.waiter)
 	}
-	db.marks.appended(r.End, p.waiters)
+	db.marks.appended(a.end, p.waiters)
 	if db.idx.Full() {
-		db.freeze(r.End)
+		db.freeze(a.end)
 	}
 	clear(p.waiters)
-	clear(p.batches)
-	return true
 }
 
 // prefetchOps is how many operations ahead the index is asked to fetch what it will need.

@@ -64,7 +64,7 @@ var (
 // makeNode makes a node of a database that is open: other nodes may call it as soon as it serves them, so all that their calls need is there.
 func makeNode(cfg *config.Node, db *engine.DB) *node {
 	n := &node{cfg: cfg, db: db, log: cfg.Logger, started: time.Now()}
-	n.repairs.n = n
+	n.repairs.n, n.repairs.mending = n, make(chan struct{}, 1)
 	db.SetHealer(n.repairs.heal)
 	return n
 }

@@ -32,7 +32,7 @@ const (
 type repairer struct {
 	n *node
 
-	mending sync.Mutex // held while a segment is mended
+	mending chan struct{} // capacity 1: has a token while a segment is mended; a wait for it ends with its context
 
 	mu     sync.Mutex // guards all below
 	failed map[wal.LSN]failedRepair
@@ -58,7 +58,7 @@ func (r *repairer) heal(ctx context.Context, at wal.LSN) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.failed, base)
-	if err != nil && !errors.Is(err, wal.ErrClosed) {
+	if err != nil && !errors.Is(err, wal.ErrClosed) && ctx.Err() == nil {
 		if r.failed == nil {
 			r.failed = map[wal.LSN]failedRepair{}
 		}
@@ -69,8 +69,12 @@ func (r *repairer) heal(ctx context.Context, at wal.LSN) error {
 
 // segment verifies a segment, and mends it from the first peer whose copy fits.
 func (r *repairer) segment(ctx context.Context, base wal.LSN) error {
-	r.mending.Lock()
-	defer r.mending.Unlock()
+	select {
+	case r.mending <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-r.mending }()
 	log := r.n.db.Log()
 	damage := log.Scrub(base)
 	var c *wal.CorruptError

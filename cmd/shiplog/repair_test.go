@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"shiplog/engine"
 )
 
 // TestRepair damages blocks of the log of running nodes, the leader's too: bits are flipped, blocks zeroed, blocks swapped. Every
@@ -200,4 +203,25 @@ func repairNode(t *testing.T, p *process) (r repaired) {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// TestRepairWaitsNoLongerThanItsCaller: a repair that waits for another one ends with its context, and is not held against the segment.
+func TestRepairWaitsNoLongerThanItsCaller(t *testing.T) {
+	db, err := engine.Open(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	n := &node{db: db}
+	r := &repairer{n: n, mending: make(chan struct{}, 1)}
+	r.mending <- struct{}{} // another repair, whose peer does not answer
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := r.heal(ctx, 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("a repair whose caller has gone ends with %v", err)
+	}
+	<-r.mending
+	if err := r.heal(context.Background(), 0); err != nil {
+		t.Errorf("the next one, of what is sound, ends with %v", err)
+	}
 }
