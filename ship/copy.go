@@ -14,7 +14,7 @@ import (
 // CopyRequest says which bytes of a log are wanted, and what is known of them.
 type CopyRequest struct {
 	Database wal.DatabaseID
-	History  []wal.HistoryEntry // of this node's log; what began at or above From is left out
+	History  []wal.HistoryEntry // of this node's log; what began at or above From is left out. None: From must be where the other's log begins
 	From     wal.LSN            // the base of a segment
 	Digest   wal.Digest         // of everything before From
 	To       wal.LSN
@@ -56,8 +56,7 @@ func copyFrom(ctx context.Context, addr string, o *CallOptions, r *CopyRequest) 
 			j.History = append(j.History, h)
 		}
 	}
-	j.Empty = r.From == 0
-	if j.Empty {
+	if r.From == 0 || len(r.History) == 0 {
 		*j = Join{Database: r.Database, Role: RoleObserver, LogOnly: true, Node: j.Node, Empty: true}
 	}
 	if _, err := c.nc.Write(c.appendMessage(nil, j)); err != nil {
@@ -71,6 +70,11 @@ func copyFrom(ctx context.Context, addr string, o *CallOptions, r *CopyRequest) 
 	case *Refusal:
 		return nil, m.err()
 	case *Welcome:
+		if m.Database == r.Database && j.Empty && m.Start != r.From {
+			e := refuse(CodeTrimmed, "the log begins at %s there", m.Start)
+			e.LSN = m.Start
+			return nil, e
+		}
 		if m.Database != r.Database || m.Start != r.From || !j.Empty && m.Digest != r.Digest {
 			return nil, refuse(CodeProtocol, "welcome for %s at %s", m.Database, m.Start)
 		}

@@ -1,7 +1,9 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
 )
 
@@ -47,10 +49,12 @@ func (l *Log) sendSegment(c net.Conn, s *segment, from, to LSN) (sent int64, err
 	off, n := int64(from-s.base()), int64(to-from)
 	if tcp, ok := c.(*net.TCPConn); ok {
 		if f := h.file.OSFile(); f != nil {
-			return sendFile(tcp, f, off, n)
+			if sent, err = sendFile(tcp, f, off, n); !errors.Is(err, io.ErrUnexpectedEOF) {
+				return sent, err
+			} // else the file is shorter than the segment: zeros
 		}
 	}
-	buf := make([]byte, min(n, sendPiece))
+	buf := make([]byte, min(n-sent, sendPiece))
 	for sent < n {
 		p := buf[:min(n-sent, sendPiece)]
 		if err := h.read(p, off+sent); err != nil {

@@ -8,7 +8,11 @@ import (
 	"os"
 )
 
-// sendFile copies n bytes of f at off to c.
+// sendFile copies n bytes of f at off to c; io.ErrUnexpectedEOF: f ends before.
 func sendFile(c *net.TCPConn, f *os.File, off, n int64) (int64, error) {
-	return io.Copy(c, io.NewSectionReader(f, off, n))
+	sent, err := io.Copy(c, io.NewSectionReader(f, off, n))
+	if err == nil && sent < n {
+		err = io.ErrUnexpectedEOF
+	}
+	return sent, err
 }

@@ -32,6 +32,15 @@ func (c *clientFlags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.timeout, "timeout", 10*time.Second, "longest wait for each answer")
 }
 
+// settings are how a node is dialled by TLS; nil: it is not.
+func (c *clientFlags) settings() (*tls.Config, error) {
+	settings, err := c.tls.Client()
+	if err == nil && settings == nil && c.useTLS {
+		settings = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	return settings, err
+}
+
 // client asks nodes by HTTP.
 type client struct {
 	http     http.Client
@@ -44,15 +53,12 @@ func (c *clientFlags) client() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	settings, err := c.tls.Client()
+	settings, err := c.settings()
 	if err != nil {
 		return nil, err
 	}
 	cl := &client{http: http.Client{Timeout: c.timeout}, scheme: "http", password: password}
-	if c.useTLS || settings != nil {
-		if settings == nil {
-			settings = &tls.Config{MinVersion: tls.VersionTLS12}
-		}
+	if settings != nil {
 		cl.scheme = "https"
 		cl.http.Transport = &http.Transport{TLSClientConfig: settings}
 	}

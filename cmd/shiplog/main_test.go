@@ -252,6 +252,11 @@ func TestUsage(t *testing.T) {
 		{"compare x", exitUsage, "accepts 2 arg(s)"},
 		{"compare x y", exitUsage, "neither a directory nor HOST:PORT"},
 		{"dump", exitUsage, "accepts 1 arg(s)"},
+		{"repair " + dir, exitUsage, "needs --from"},
+		{"repair " + dir + " --from nonsense", exitUsage, "--from"},
+		{"repair " + dir + " --from 10.0.0.1:1", exitUsage, "leaves this machine: give --secret-file"},
+		{"repair " + dir + " --from 127.0.0.1:1 --http 127.0.0.1:2", exitUsage, "give one of them"},
+		{"repair --from 127.0.0.1:1", exitUsage, "needs the directory"},
 		{"dump " + dir + " --from xyz", exitUsage, "--from"},
 	}
 	for _, test := range tests {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"shiplog/cmd/shiplog/internal/config"
 	"shiplog/cmd/shiplog/internal/httpd"
 	"shiplog/ship"
 	"shiplog/wal"
@@ -230,17 +231,29 @@ type repaired struct {
 
 func newRepair() *cobra.Command {
 	flags := clientFlags{}
-	var addr string
+	var addr, from, secretFile string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "repair [--http ADDR]",
+		Use:   "repair [--http ADDR] | repair DIR --from HOST:PORT",
 		Short: "Verify a node's log, and mend it from its peers",
 		Long: "Have the node at --http verify every byte of its log as it is on the disk, and fetch what is damaged from the nodes that it follows, that follow it, or that vote. A copy is taken only if with it the\n" +
 			"segment's frames and digest hold. The node serves what is sound meanwhile. A node does the same by itself, slowly, and when a read or a follower meets damage.\n\n" +
+			"With DIR, mend the log of a node that is stopped from the one that ships at --from, leader or follower: damaged blocks, missing segments, headers and all else that keeps a log from being opened. Bytes are\n" +
+			"taken only if the frames and digests of this log hold with them; where they do not (another history, bytes that the other node has given up), nothing is changed. What was mended is listed, LSNs and bytes.\n" +
+			"A call that was interrupted is made again.\n\n" +
 			"Exit codes: 0 the log is sound, 1 it is not, 2 bad usage.",
-		Example: "  shiplog repair --http 127.0.0.1:8381",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Example: "  shiplog repair --http 127.0.0.1:8381\n" +
+			"  shiplog repair data --from 127.0.0.1:7381",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case len(args) > 0 && cmd.Flags().Changed("http"):
+				return errors.New("DIR is of a node that is stopped, --http of one that runs: give one of them")
+			case len(args) > 0:
+				return repairOffline(cmd, args[0], from, secretFile, &flags, asJSON)
+			case from != "":
+				return errors.New("--from needs the directory that is to be mended")
+			}
 			client, err := flags.client()
 			if err != nil {
 				return err
@@ -258,6 +271,8 @@ func newRepair() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&addr, "http", "127.0.0.1:8380", "HTTP address of the node")
+	cmd.Flags().StringVar(&from, "from", "", "shipping address of the node to mend DIR from")
+	cmd.Flags().StringVar(&secretFile, "secret-file", "", "with DIR: file with the secret that nodes share (or the environment variable "+config.SecretEnv+")")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	flags.register(cmd.Flags())
 	return cmd

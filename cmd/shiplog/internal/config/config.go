@@ -161,11 +161,8 @@ func (c *Serve) Resolve() (*Node, error) {
 	check(n.resolveEngine())
 	check(n.resolveLogger())
 	var err error
-	n.Secret, err = readSecret("--secret-file", c.SecretFile)
+	n.Secret, err = ReadSecret(c.SecretFile)
 	check(err)
-	if c.SecretFile == "" {
-		n.Secret = []byte(os.Getenv(SecretEnv))
-	}
 	password, err := readSecret("--requirepass-file", c.RequirePassFile)
 	check(err)
 	n.Password = string(password)
@@ -312,6 +309,14 @@ func readSecret(flag, path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s %s: holds %d bytes, want 1 to %d", flag, path, len(p), maxSecret)
 	}
 	return p, nil
+}
+
+// ReadSecret reads the file with the shipping secret; without one, the secret is that of the environment, or empty.
+func ReadSecret(path string) ([]byte, error) {
+	if path == "" {
+		return []byte(os.Getenv(SecretEnv)), nil
+	}
+	return readSecret("--secret-file", path)
 }
 
 // ReadPassword reads the password file of a client command.
