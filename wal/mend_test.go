@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"shiplog/wal"
 	"shiplog/wal/waltest"
@@ -210,6 +211,9 @@ func TestMendTakesOnlyWhatFits(t *testing.T) {
 			refused++
 		}
 		for name, now := range after {
+			if strings.HasSuffix(name, ".mend") {
+				t.Fatalf("%s: %s was left", what, name)
+			}
 			if was, there := before[name]; there && bytes.Equal(now, was) || !strings.HasSuffix(name, ".seg") {
 				continue
 			}
@@ -301,6 +305,128 @@ func TestMendOtherHistory(t *testing.T) {
 			t.Errorf("%s: changed: %s", test.what, s)
 		}
 	}
+}
+
+// TestMendSameEpoch: frames of the same database, place, epoch and length that this log never had. What shows them is, in turn, a frame
+// that is sound here, the digest in the next segment's header, and the one that a clean close has noted.
+func TestMendSameEpoch(t *testing.T) {
+	start := waltest.NewDisk()
+	open := func(d *waltest.Disk) *wal.Log {
+		t.Helper()
+		l, err := wal.Open(dbDir, &wal.Options{FS: d, SegmentSize: wal.MinSegmentSize, Inline: true, Now: func() time.Time { return time.UnixMilli(1_700_000_000_000) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	l := open(start)
+	if err := l.Create(wal.Rule{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	write := func(ids ...uint32) (d *waltest.Disk, l *wal.Log, ends []wal.LSN) {
+		t.Helper()
+		d = start.Kill()
+		l = open(d)
+		for _, id := range ids {
+			if _, err := l.Append([]*wal.Batch{batch(id, 9000)}, true); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Sync(); err != nil { // the next frame says so
+				t.Fatal(err)
+			}
+			ends = append(ends, l.Head())
+		}
+		return d, l, ends
+	}
+	for _, test := range []struct {
+		what         string
+		mine, theirs []uint32
+		clean        bool
+	}{
+		{"a sound frame", []uint32{2, 4, 6, 8}, []uint32{2, 14, 16, 8}, false},
+		{"the next header", []uint32{2, 4, 6, 8, 10, 12, 14, 16, 18}, []uint32{2, 44, 6, 8, 10, 12, 14, 16, 18}, false},
+		{"a clean close", []uint32{2, 4, 6, 8}, []uint32{2, 44, 6, 8}, true},
+	} {
+		d, own, ends := write(test.mine...)
+		want := whole(t, own)
+		if test.clean {
+			if err := own.Close(); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			defer own.Close()
+		}
+		d = d.Kill()
+		_, other, _ := write(test.theirs...)
+		defer other.Close()
+		theirs := &peer{log: other, bytes: whole(t, other)}
+		if len(theirs.bytes) != len(want) {
+			t.Fatal("the other log is of another length")
+		}
+		if err := d.Overwrite(segmentFile(0), int64(ends[0]), make([]byte, ends[1]-ends[0])); err != nil {
+			t.Fatal(err)
+		}
+		before := d.Files()
+		r, err := wal.Mend(t.Context(), dbDir, &wal.Options{FS: d}, theirs.fetch)
+		if err == nil || len(r.Mended) != 0 || strings.Contains(changed(before, d.Files()), ".seg") {
+			t.Errorf("%s: %+v, %v, changed %s", test.what, r, err, changed(before, d.Files()))
+		}
+		_, same, _ := write(test.mine...)
+		defer same.Close()
+		honest := &peer{log: same, bytes: want}
+		if _, err := wal.Mend(t.Context(), dbDir, &wal.Options{FS: d}, honest.fetch); err != nil {
+			t.Errorf("%s: %v", test.what, err)
+		}
+	}
+}
+
+// TestMendEnd: where the end of a log that was killed is damaged, it takes from another what that has of the same epoch, the lost end of what was
+// durable included, and nothing of a later epoch.
+func TestMendEnd(t *testing.T) {
+	d := waltest.NewDisk()
+	open := func() *wal.Log {
+		t.Helper()
+		l, err := openAhead(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	l := open()
+	if err := l.Create(wal.Rule{}); err != nil {
+		t.Fatal(err)
+	}
+	put := func(id uint32) wal.LSN {
+		t.Helper()
+		if _, err := l.Append([]*wal.Batch{batch(id, 3000)}, true); err != nil {
+			t.Fatal(err)
+		}
+		return l.Head()
+	}
+	first := put(2)
+	put(4)
+	if err := l.Close(); err != nil { // the mark says that this was durable
+		t.Fatal(err)
+	}
+	l = open()
+	defer l.Close()
+	end := put(6)
+	own := d.Kill()
+	if _, err := l.StartEpoch(l.Epoch().NextRestart(), wal.Rule{}); err != nil {
+		t.Fatal(err)
+	}
+	put(8)
+	p := &peer{log: l, bytes: whole(t, l)}
+	if err := own.Overwrite(segmentFile(0), int64(first), make([]byte, end-first)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := wal.Mend(t.Context(), dbDir, &wal.Options{FS: own}, p.fetch); err != nil {
+		t.Fatal(err)
+	}
+	sameAs(t, own, p.bytes[:end], "the end")
 }
 
 // TestMendCrash: the machine loses power at each change that a repair makes. What is there then is a segment as it was or as it should be, and
