@@ -88,19 +88,20 @@ func (l *Log) placeSegment(h *Header, write bool) error {
 		b := h.Marshal()
 		_, err = p.file.WriteAt(b[:], 0)
 	}
-	if err = errors.Join(err, p.file.Close()); err != nil {
-		return l.poisonWith(fmt.Errorf("write segment %s: %w", p.path, err))
-	}
 	s := &segment{path: p.path, header: *h, inside: l.cur.open}
-	return l.adopt(s, p.alloc)
+	var handle *handle
+	if err == nil {
+		handle, err = l.handles.take(s, p.file)
+	}
+	if err != nil {
+		return l.poisonWith(fmt.Errorf("write segment %s: %w", p.path, errors.Join(err, p.file.Close())))
+	}
+	l.adopt(s, handle, p.alloc)
+	return nil
 }
 
 // adopt makes s, whose header is in its file, the tip.
-func (l *Log) adopt(s *segment, alloc int64) error {
-	handle, err := l.handles.pin(s)
-	if err != nil {
-		return l.poisonWith(err)
-	}
+func (l *Log) adopt(s *segment, handle *handle, alloc int64) {
 	if l.tipFile != nil {
 		l.tipFile.unpin()
 	}
@@ -108,5 +109,4 @@ func (l *Log) adopt(s *segment, alloc int64) error {
 	l.cur.begin(&s.header)
 	old := l.segs.Load()
 	l.segs.Store(&segList{segs: append(old.segs[:len(old.segs):len(old.segs)], s), size: s.header.SegmentSize})
-	return nil
 }

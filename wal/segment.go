@@ -220,6 +220,23 @@ func (c *handles) openLocked(s *segment) (*handle, error) {
 	if err != nil {
 		return nil, s.ioError(0, err)
 	}
+	return c.handleLocked(s, f), nil
+}
+
+// take is pin for a segment that is new, whose file is open: it becomes the handle's. A second descriptor may not be had any more, and then the log could not go on.
+func (c *handles) take(s *segment, f vfs.File) (*handle, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, ErrClosed
+	}
+	for len(c.open) >= c.max && c.evictLocked() {
+	}
+	return c.handleLocked(s, f), nil
+}
+
+// handleLocked makes a handle of an open file, with a map where that can be had, and pins it.
+func (c *handles) handleLocked(s *segment, f vfs.File) *handle {
 	h := &handle{seg: s, file: f}
 	if !c.noMap && len(c.open) < c.max {
 		m, err := f.Map(s.header.SegmentSize, !c.readOnly)
@@ -234,7 +251,7 @@ func (c *handles) openLocked(s *segment) (*handle, error) {
 	s.lastUse.Store(c.tick.Add(1))
 	s.h.Store(h)
 	c.open = append(c.open, s)
-	return h, nil
+	return h
 }
 
 // evictLocked closes the least recently used handle that has no pins.

@@ -125,9 +125,10 @@ type Mapping interface {
 	Close() error
 }
 
-// IsNoSpace reports whether an error says that the disk, or the user's share of it, is full.
+// IsNoSpace reports whether an error says that there is no more room to be had: the disk, or the user's share of it, is full, or a file
+// would be larger than the process (RLIMIT_FSIZE) or the file system allows.
 func IsNoSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
 // zeroPiece bounds one write of zeros: large enough to be cheap, small enough to take from nobody.

@@ -133,19 +133,29 @@ func (m *Mount) mount() error {
 // honest keeps the requests to the loop device so small that each is stored in whole or refused. Of a larger one the
 // first blocks may be stored and the rest be refused, which the loop device counts as success: a disk that lies.
 func (m *Mount) honest() error {
-	mounts, err := os.ReadFile("/proc/self/mounts")
+	dev, err := m.device()
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); len(f) > 1 && f[1] == m.Dir {
-			m.limit = filepath.Join("/sys/block", filepath.Base(f[0]), "queue/max_sectors_kb")
-		}
-	}
+	m.limit = filepath.Join("/sys/block", dev, "queue/max_sectors_kb")
 	if m.usual, err = os.ReadFile(m.limit); err != nil {
 		return err
 	}
 	return os.WriteFile(m.limit, []byte("4"), 0)
+}
+
+// device is the name of the loop device.
+func (m *Mount) device() (string, error) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 1 && f[1] == m.Dir {
+			return filepath.Base(f[0]), nil
+		}
+	}
+	return "", fmt.Errorf("%s is not mounted", m.Dir)
 }
 
 func (m *Mount) unmount() error {
@@ -173,6 +183,22 @@ func (m *Mount) Shutdown() error {
 	m.syncs.Lock()
 	defer m.syncs.Unlock()
 	return shutdown(m.Dir)
+}
+
+// MakeReadOnly has ext4 come upon an error of its own and allow no change any more, as its option errors=remount-ro has it do: calls that
+// change something answer EROFS from now on, also of files that are open. [Mount.Restart] mounts it anew. The test is skipped where the system cannot do that.
+func (m *Mount) MakeReadOnly(t testing.TB) {
+	t.Helper()
+	dev, err := m.device()
+	if err == nil {
+		err = run("mount", "-o", "remount,errors=remount-ro", m.Dir)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join("/sys/fs/ext4", dev, "trigger_fs_error"), []byte("a test"), 0)
+	}
+	if err != nil {
+		t.Skipf("%s cannot be made to fail here: %v", m.kind, err)
+	}
 }
 
 // FailDevice makes the device under the file system refuse what is written to blocks that it has not stored yet, as a
