@@ -101,3 +101,40 @@ func TestOnlyAVoterLeads(t *testing.T) {
 		t.Errorf("the voter: %v", err)
 	}
 }
+
+// startsOver is an electorate of a candidate whose follower, as it ends, gives the log up to copy it anew; and may have begun to.
+type startsOver struct {
+	voters
+	copied wal.LSN
+}
+
+func (s startsOver) Leave() {
+	if err := s.candidate.StartOver(); err != nil {
+		s.t.Error(err)
+	}
+	if s.copied > 0 {
+		for _, leader := range s.others {
+			feed(s.t, leader, s.candidate, s.copied)
+		}
+	}
+}
+
+// TestPromoteWhileTheCopyBeginsAnew: a follower that gives its log up while it is asked to lead knows neither rule nor history: it refuses, also where the
+// header of the first segment is there again, and nothing else.
+func TestPromoteWhileTheCopyBeginsAnew(t *testing.T) {
+	for _, copied := range []wal.LSN{0, wal.HeaderSize} {
+		leader := open(t, t.TempDir(), &engine.Options{Commit: engine.Written})
+		mustPut(t, leader, "k", "v")
+		f := open(t, t.TempDir(), &engine.Options{Follower: true})
+		feed(t, leader, f, leader.Log().Head())
+		f.SetElectorate(startsOver{voters{t, f, map[wal.NodeID]*engine.DB{leader.Log().NodeID(): leader}}, copied})
+		if err := f.Promote(t.Context()); !errors.Is(err, engine.ErrLoading) {
+			t.Errorf("with %d bytes of the new copy: %v, want ErrLoading", copied, err)
+		}
+		if _, err := f.Get([]byte("k")); !errors.Is(err, engine.ErrLoading) {
+			t.Errorf("with %d bytes of the new copy a read answers %v", copied, err)
+		}
+		_ = f.Close()
+		_ = leader.Close()
+	}
+}

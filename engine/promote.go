@@ -105,7 +105,11 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 		}
 	}
 	if o.DryRun {
-		return db.ballot(el).ask(ctx, 0)
+		b, err := db.ballot(el)
+		if err != nil {
+			return nil, err
+		}
+		return b.ask(ctx, 0)
 	}
 	el.Leave()
 	defer db.applyAll()()
@@ -113,7 +117,10 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 		return nil, fmt.Errorf("promote: %w", err)
 	}
 	for range electAttempts {
-		b := db.ballot(el)
+		b, err := db.ballot(el)
+		if err != nil {
+			return nil, err
+		}
 		c, err := b.elect(ctx, o.Force)
 		if err != nil {
 			return c, err
@@ -121,8 +128,10 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 		if err := b.fetch(ctx, c); err != nil && !o.Force {
 			return c, fmt.Errorf("promote: %w", err)
 		}
-		now := db.ballot(el)
+		now, err := db.ballot(el)
 		switch {
+		case err != nil:
+			return c, err
 		case c.Forced:
 			return c, db.takeLead(c)
 		case !now.quora[0].has(db.log.NodeID()):
@@ -195,7 +204,9 @@ func (q quorum) met(votes []NodeVote) bool {
 	return n >= q.need
 }
 
-func (db *DB) ballot(el Electorate) *ballot {
+// ballot makes an election by the rule and the history at the log's end. ErrLoading: the log was given up, to be copied anew, and the copy has not come
+// to the first rule yet. By none anybody might lead.
+func (db *DB) ballot(el Electorate) (*ballot, error) {
 	m := &db.marks
 	m.mu.Lock()
 	rules, degraded := []wal.Rule{m.rule}, m.degraded != 0 // a span that has ended since would leave the whole rule in force
@@ -204,6 +215,9 @@ func (db *DB) ballot(el Electorate) *ballot {
 	}
 	m.mu.Unlock()
 	history := db.log.History()
+	if len(history) == 0 || rules[0].Level == 0 {
+		return nil, fmt.Errorf("promote: %w: the copy has only begun", ErrLoading)
+	}
 	last := history[len(history)-1].Leader
 	b := &ballot{db: db, el: el, degraded: degraded}
 	known := map[wal.NodeID]bool{db.log.NodeID(): true}
@@ -223,7 +237,7 @@ func (db *DB) ballot(el Electorate) *ballot {
 		}
 		b.others = append(b.others, v)
 	}
-	return b
+	return b, nil
 }
 
 // need is how many must promise at least.

@@ -376,11 +376,7 @@ func (n *node) DropSlot(name string) (any, error) {
 // ledLast reports whether this node led the last epoch that it knows of, and has not made way for another.
 func (n *node) ledLast() bool {
 	log := n.db.Log()
-	if log.Empty() || log.Promised() > log.Epoch() {
-		return false
-	}
-	history := log.History()
-	return history[len(history)-1].Leader == log.NodeID()
+	return n.led() && log.Promised() <= log.Epoch()
 }
 
 // setResumes says whether this node is to lead again.
