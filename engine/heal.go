@@ -33,7 +33,7 @@ func (db *DB) Damaged(at wal.LSN) {
 			ctx, cancel := context.WithTimeout(context.Background(), healTimeout)
 			defer cancel()
 			if err := (*h)(ctx, at); err != nil {
-				db.opts.Logger.Error("a follower found damage here", "lsn", at.String(), "error", err)
+				db.opts.Logger.Error("damage met in sending to a follower", "lsn", at.String(), "error", err)
 			}
 		}()
 	}

@@ -69,7 +69,7 @@ type SlotHolder interface {
 }
 
 // DamageTaker is implemented by nodes that can do something about damage in their own log. Damaged is called when a follower has
-// found what this node sent not to be valid. It does not block.
+// found what this node sent not to be valid, and when the medium did not give back what was to be sent. It does not block.
 type DamageTaker interface {
 	Damaged(at wal.LSN)
 }

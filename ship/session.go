@@ -112,8 +112,14 @@ func (s *session) run() error {
 		slots.ReleaseSlot(s.join.Node)
 	}
 	var e *Error
-	if d, ok := s.l.node.(DamageTaker); ok && errors.As(s.err, &e) && e.Remote && e.Code == CodeCorrupt {
-		d.Damaged(e.LSN)
+	if d, ok := s.l.node.(DamageTaker); ok {
+		var medium *wal.IOError
+		switch {
+		case errors.As(s.err, &medium):
+			d.Damaged(medium.LSN)
+		case errors.As(s.err, &e) && e.Remote && e.Code == CodeCorrupt:
+			d.Damaged(e.LSN)
+		}
 	}
 	if errors.As(s.err, &e) && !e.Remote && !s.broken {
 		s.c.goodbye(s.pend, e, goodbyeTime)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 )
 
 // sendPiece is how much SendTo copies at a time where the system cannot send from the file.
@@ -12,7 +13,8 @@ const sendPiece = 64 << 10
 
 // SendTo sends the raw bytes [from, to) to c, unverified: the receiver checks them. On a plain TCP connection they go
 // from the page cache to the socket without a copy in this process. It returns how many bytes were sent, and
-// honours c's write deadline. A poisoned log sends nothing above its durable mark ([ErrPoisoned]).
+// honours c's write deadline. A poisoned log sends nothing above its durable mark ([ErrPoisoned]); what the medium does not give back is
+// an [*IOError].
 func (l *Log) SendTo(c net.Conn, from, to LSN) (sent int64, err error) {
 	if to > l.Head() {
 		return 0, fmt.Errorf("%w: %v", ErrBeyondEnd, to)
@@ -49,7 +51,11 @@ func (l *Log) sendSegment(c net.Conn, s *segment, from, to LSN) (sent int64, err
 	off, n := int64(from-s.base()), int64(to-from)
 	if tcp, ok := c.(*net.TCPConn); ok {
 		if f := h.file.OSFile(); f != nil {
-			if sent, err = sendFile(tcp, f, off, n); !errors.Is(err, io.ErrUnexpectedEOF) {
+			sent, err = sendFile(tcp, f, off, n)
+			switch {
+			case errors.Is(err, syscall.EIO): // no socket answers that
+				return sent, s.ioError(off+sent, err)
+			case !errors.Is(err, io.ErrUnexpectedEOF):
 				return sent, err
 			} // else the file is shorter than the segment: zeros
 		}
