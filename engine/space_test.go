@@ -281,7 +281,7 @@ func TestIndexThatCannotBeWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 		for at := 0; at < len(p); { // all of it gets into the log
-			n, err := f.Log().AppendRaw(wal.LSN(at), p[at:min(at+64<<10, len(p))])
+			n, err := f.Log().AppendRaw(wal.LSN(at), p[at:min(at+16<<10, len(p))])
 			if err != nil {
 				t.Fatal(err)
 			}
