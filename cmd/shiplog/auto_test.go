@@ -339,7 +339,7 @@ func TestLeaderWithoutEtcd(t *testing.T) {
 	}
 	old := whole(nodes)
 	other := without(nodes, old)[0]
-	var last, first atomic.Int64 // when old has acknowledged last, and other first
+	var last, first atomic.Int64 // when old was asked last for what it acknowledged, and when other acknowledged first
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	t0 := time.Now()
@@ -353,15 +353,15 @@ func TestLeaderWithoutEtcd(t *testing.T) {
 						return
 					default:
 					}
+					asked := int64(time.Since(t0))
 					if c.Set(ctx, fmt.Sprint("k", i), "v", 0).Err() != nil {
 						time.Sleep(time.Millisecond)
 						continue
 					}
-					now := int64(time.Since(t0))
 					if p == old {
-						last.Store(now) // close enough to the greatest
+						last.Store(asked) // close enough to the greatest; an answer may wait for this process, however long
 					} else {
-						first.CompareAndSwap(0, now)
+						first.CompareAndSwap(0, int64(time.Since(t0)))
 					}
 				}
 			})
