@@ -129,6 +129,9 @@ func (h *handle) leavePinned(old bool, err *error) {
 	}
 }
 
+// errMapFault says what a fault means. The runtime's own words, "invalid memory address", would be taken for an error of the program.
+var errMapFault = errors.New("map fault: the disk has not given a page of the file, or the file is shorter than it was")
+
 // enter lets faults of this goroutine come as panics. The result is for leave.
 func enter() bool { return debug.SetPanicOnFault(true) }
 
@@ -147,9 +150,9 @@ func (h *handle) fault(r any) error {
 	}
 	off := int64(e.Addr() - start)
 	if h.seg == nil {
-		return fmt.Errorf("%w: map fault at offset %d: %w", ErrIO, off, e)
+		return fmt.Errorf("%w: offset %d: %w", ErrIO, off, errMapFault)
 	}
-	return h.seg.ioError(off, fmt.Errorf("map fault: %w", e))
+	return h.seg.ioError(off, errMapFault)
 }
 
 // read reads len(p) bytes of the segment at off, without the map.

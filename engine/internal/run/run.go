@@ -135,7 +135,7 @@ func (r *Run) fault(x any, err *error) {
 	if ok && len(r.data) > 0 {
 		start := uintptr(unsafe.Pointer(unsafe.SliceData(r.data)))
 		if a := e.Addr(); a >= start && a-start < uintptr(len(r.data)) {
-			*err = fmt.Errorf("%w: run %s: map fault at offset %d: %w", wal.ErrIO, r.path, a-start, e)
+			*err = fmt.Errorf("%w: run %s offset %d: map fault: the disk has not given a page of the file, or the file is shorter than it was", wal.ErrIO, r.path, a-start)
 			return
 		}
 	}
