@@ -29,7 +29,7 @@ func (c *clientFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.passFile, "requirepass-file", "", "file with the node's password")
 	fs.BoolVar(&c.useTLS, "tls", false, "the node serves TLS; also set by --tls-ca")
 	c.tls.Register(fs)
-	fs.DurationVar(&c.timeout, "timeout", 10*time.Second, "longest wait for each answer")
+	fs.DurationVar(&c.timeout, "timeout", 10*time.Second, "longest wait for each answer; 0: no bound")
 }
 
 // settings are how a node is dialled by TLS; nil: it is not.
@@ -48,7 +48,16 @@ type client struct {
 	password string
 }
 
-func (c *clientFlags) client() (*client, error) {
+// client checks the flags, and the addresses that the command was given.
+func (c *clientFlags) client(addrs ...string) (*client, error) {
+	for _, addr := range addrs {
+		if err := config.HostPort("--http", addr); err != nil {
+			return nil, err
+		}
+	}
+	if c.timeout < 0 {
+		return nil, fmt.Errorf("--timeout %v is negative", c.timeout)
+	}
 	password, err := config.ReadPassword(c.passFile)
 	if err != nil {
 		return nil, err

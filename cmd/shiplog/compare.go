@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 
 	"github.com/spf13/cobra"
 
+	"shiplog/cmd/shiplog/internal/config"
 	"shiplog/cmd/shiplog/internal/httpd"
 	"shiplog/wal"
 )
@@ -98,9 +98,13 @@ func openSide(arg string, c *client) (side, error) {
 		if err != nil {
 			return nil, fail(fmt.Errorf("%s: %w", arg, err))
 		}
+		if log.Empty() {
+			_ = log.Close() // opened to be read only
+			return nil, fail(fmt.Errorf("%s: %w", arg, wal.ErrNoDatabase))
+		}
 		return dirSide{log}, nil
 	}
-	if _, _, err := net.SplitHostPort(arg); err != nil {
+	if config.HostPort("", arg) != nil {
 		return nil, fmt.Errorf("%s is neither a directory nor HOST:PORT", arg)
 	}
 	return nodeSide{arg, c}, nil
@@ -109,9 +113,6 @@ func openSide(arg string, c *client) (side, error) {
 type dirSide struct{ log *wal.Log }
 
 func (d dirSide) bounds(context.Context) (string, uint64, uint64, error) {
-	if d.log.Empty() {
-		return "", 0, 0, wal.ErrNoDatabase
-	}
 	return d.log.DatabaseID().String(), uint64(d.log.Tail()), uint64(d.log.Head()), nil
 }
 

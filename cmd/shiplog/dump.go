@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -62,27 +63,29 @@ func newDump() *cobra.Command {
 		Use:   "dump DIR [--from LSN] [--to LSN]",
 		Short: "Print the frames and records of a log",
 		Long: "Print the frames and records of a log, each verified. The directory is read without locking it, also while a node uses it.\n" +
-			"LSNs are 16 hexadecimal digits, as they are printed. Keys and values are quoted; --values bounds what is shown of a value.\n\n" +
+			"LSNs are 16 hexadecimal digits, as they are printed here, or decimal, as status, verify and compare print them. Keys and values are quoted; --values bounds what is shown of a value.\n\n" +
 			"Exit codes: 0 printed, 1 damage or a failure, 2 bad usage.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			low, high := wal.LSN(0), ^wal.LSN(0)
-			var err error
-			if from != "" {
-				if low, err = wal.ParseLSN(from); err != nil {
-					return fmt.Errorf("--from: %w", err)
-				}
+			low, err := parseLSN("--from", from, 0)
+			if err != nil {
+				return err
 			}
-			if to != "" {
-				if high, err = wal.ParseLSN(to); err != nil {
-					return fmt.Errorf("--to: %w", err)
-				}
+			high, err := parseLSN("--to", to, ^wal.LSN(0))
+			if err != nil {
+				return err
+			}
+			if low > high || d.values < 0 {
+				return errors.New("--from is above --to, or --values is negative")
 			}
 			log, err := wal.Open(args[0], &wal.Options{ReadOnly: true})
 			if err != nil {
 				return fail(err)
 			}
 			defer func() { _ = log.Close() }() // opened to be read only
+			if log.Empty() {
+				return fail(fmt.Errorf("%s: %w", args[0], wal.ErrNoDatabase))
+			}
 			d.log, d.out = log, bufio.NewWriterSize(cmd.OutOrStdout(), 64<<10)
 			if asJSON {
 				d.json = json.NewEncoder(d.out)
@@ -97,6 +100,21 @@ func newDump() *cobra.Command {
 	cmd.Flags().BoolVar(&quiet, "frames", false, "print frames only")
 	cmd.Flags().IntVar(&d.values, "values", 64, "bytes of a value to show")
 	return cmd
+}
+
+// parseLSN reads an LSN as it is printed: 16 hexadecimal digits, or a decimal number. Empty: otherwise.
+func parseLSN(flag, text string, otherwise wal.LSN) (wal.LSN, error) {
+	if text == "" {
+		return otherwise, nil
+	}
+	if len(text) == 16 {
+		if lsn, err := wal.ParseLSN(text); err == nil {
+			return lsn, nil
+		}
+	} else if n, err := strconv.ParseUint(text, 10, 64); err == nil {
+		return wal.LSN(n), nil
+	}
+	return 0, fmt.Errorf("%s %q: want an LSN of 16 hexadecimal digits, or a decimal one", flag, text)
 }
 
 // dump prints the frames that begin in [from, to).

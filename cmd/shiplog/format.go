@@ -27,7 +27,7 @@ func newFormat() *cobra.Command {
 			if raise == 0 {
 				return errors.New("--raise is required; shiplog status shows what is in force")
 			}
-			client, err := flags.client()
+			client, err := flags.client(addr)
 			if err != nil {
 				return err
 			}

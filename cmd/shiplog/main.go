@@ -83,12 +83,31 @@ func newRoot() *cobra.Command {
 		Version:       version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		// Without Args an unknown verb is an error before --help is heard.
+		RunE:               func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		DisableSuggestions: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetHelpCommand(newHelp())
 	root.AddCommand(newServe(), newStatus(), newVerify(), newCompare(), newDump(), newPromote(), newSwitchover(), newRule(), newFormat(), newSlot(), newRepair(), newReplay())
 	return root
+}
+
+// newHelp is cobra's own command, but an unknown verb is bad usage.
+func newHelp() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [VERB]",
+		Short: "Show the usage of a verb",
+		Long:  "Show the usage of a verb, as its --help does.\n\nExit codes: 0 shown, 1 it cannot be written, 2 bad usage.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			verb, _, err := cmd.Root().Find(args)
+			if err != nil {
+				return err
+			}
+			verb.InitDefaultHelpFlag()
+			return fail(verb.Help())
+		},
+	}
 }
 
 // version is the module's, or the revision that it was built from.

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -215,66 +214,6 @@ func command(args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
-func TestUsage(t *testing.T) {
-	dir := t.TempDir()
-	empty := filepath.Join(dir, "empty")
-	if err := os.WriteFile(empty, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	tests := []struct {
-		args string
-		code int
-		want string // in the one line on standard error
-	}{
-		{"frobnicate", exitUsage, "unknown command"},
-		{"serve", exitUsage, "--dir is required"},
-		{"serve --nope", exitUsage, "unknown flag: --nope"},
-		{"serve x", exitUsage, "unknown command"},
-		{"serve --dir d --listen :6380", exitUsage, "--listen :6380 is reachable from other machines: give --requirepass-file"},
-		{"serve --dir d --ship 0.0.0.0:7380", exitUsage, "--ship 0.0.0.0:7380 is reachable from other machines: give --secret-file"},
-		{"serve --dir d --http 10.0.0.1:80", exitUsage, "--http 10.0.0.1:80 is reachable from other machines: give --requirepass-file"},
-		{"serve --dir d --follow 10.0.0.1:7380", exitUsage, "--follow 10.0.0.1:7380 leaves this machine"},
-		{"serve --dir d --follow nonsense", exitUsage, "want HOST:PORT"},
-		{"serve --dir d --commit sometimes", exitUsage, "unknown level"},
-		{"serve --dir d --commit received:0", exitUsage, "--commit"},
-		{"serve --dir d --follow 127.0.0.1:1 --commit durable", exitUsage, "are the leader's"},
-		{"serve --dir d --follow 127.0.0.1:1 --log-only --apply-delay 1h", exitUsage, "has no meaning with --log-only"},
-		{"serve --dir d --log-only", exitUsage, "--log-only needs --follow or --etcd"},
-		{"serve --dir d --too-few perhaps --compression lzma", exitUsage, "--too-few \"perhaps\": want refuse, block or degrade; --compression \"lzma\""},
-		{"serve --dir d --requirepass-file " + empty, exitUsage, "holds 0 bytes"},
-		{"serve --dir d --secret-file /nonexistent/file", exitUsage, "no such file"},
-		{"serve --dir d --tls-cert x", exitUsage, "--tls-cert and --tls-key belong together"},
-		{"serve --dir d --log-level loud", exitUsage, "--log-level"},
-		{"serve --listen 127.0.0.1:0 --ship 127.0.0.1:0 --http 127.0.0.1:0 --segment-size 3 --dir " + dir, exitUsage, "segment size 3 is not a power of two"},
-		{"status x", exitUsage, "unknown command"},
-		{"status --http 127.0.0.1:1", exitFailure, "connection refused"},
-		{"verify", exitUsage, "requires at least 1 arg"},
-		{"compare x", exitUsage, "accepts 2 arg(s)"},
-		{"compare x y", exitUsage, "neither a directory nor HOST:PORT"},
-		{"dump", exitUsage, "accepts 1 arg(s)"},
-		{"repair " + dir, exitUsage, "needs --from"},
-		{"repair " + dir + " --from nonsense", exitUsage, "--from"},
-		{"repair " + dir + " --from 10.0.0.1:1", exitUsage, "leaves this machine: give --secret-file"},
-		{"repair " + dir + " --from 127.0.0.1:1 --http 127.0.0.1:2", exitUsage, "give one of them"},
-		{"repair --from 127.0.0.1:1", exitUsage, "needs the directory"},
-		{"dump " + dir + " --from xyz", exitUsage, "--from"},
-	}
-	for _, test := range tests {
-		t.Run(test.args, func(t *testing.T) {
-			code, out, errs := command(strings.Fields(test.args)...)
-			if code != test.code || !strings.Contains(errs, test.want) || strings.Count(errs, "\n") != 1 || out != "" {
-				t.Errorf("code %d (want %d), stdout %q, stderr %q, want %q in one line", code, test.code, out, errs, test.want)
-			}
-		})
-	}
-	for _, verb := range newRoot().Commands() {
-		code, out, _ := command(verb.Name(), "--help")
-		if code != exitOK || !regexp.MustCompile(`Exit codes: 0 .*, 1 .*, 2 bad usage\.`).MatchString(out) {
-			t.Errorf("%s --help: code %d, %q", verb.Name(), code, out)
-		}
-	}
-}
-
 // TestLeaderAndFollower runs two nodes as processes, through writes, a restart of each, and REPLICAOF.
 func TestLeaderAndFollower(t *testing.T) {
 	ctx := t.Context()
@@ -468,6 +407,17 @@ func TestDump(t *testing.T) {
 	_, out, _ = command("dump", dir, "--json", "--frames", "--from", last.Frame)
 	if strings.TrimSpace(out) != lines[len(lines)-1] {
 		t.Errorf("--from %s gives %s, want %s", last.Frame, out, lines[len(lines)-1])
+	}
+	from, err := wal.ParseLSN(last.Frame)
+	if err != nil {
+		t.Fatal(err)
+	}
+	decimal := fmt.Sprint(uint64(from)) // as status prints it
+	if _, out, _ = command("dump", dir, "--json", "--frames", "--from", decimal); strings.TrimSpace(out) != lines[len(lines)-1] {
+		t.Errorf("--from %s gives %s, want %s", decimal, out, lines[len(lines)-1])
+	}
+	if code, _, errs = command("slot", "drop", "nobody", "--http", p.http); code != exitFailure || !strings.Contains(errs, `no slot has the name "nobody"`) {
+		t.Errorf("slot drop of no slot: %d %s", code, errs)
 	}
 	p.stop()
 }

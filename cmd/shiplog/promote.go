@@ -21,7 +21,7 @@ func newPromote() *cobra.Command {
 		Example: "  shiplog promote --http 127.0.0.1:8381 --dry-run\n  shiplog promote --http 127.0.0.1:8381",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := flags.client()
+			client, err := flags.client(addr)
 			if err != nil {
 				return err
 			}
@@ -89,7 +89,7 @@ func newSwitchover() *cobra.Command {
 			if to == "" {
 				return fmt.Errorf("--to is required")
 			}
-			client, err := flags.client()
+			client, err := flags.client(addr)
 			if err != nil {
 				return err
 			}

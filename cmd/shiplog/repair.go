@@ -254,7 +254,7 @@ func newRepair() *cobra.Command {
 			case from != "":
 				return errors.New("--from needs the directory that is to be mended")
 			}
-			client, err := flags.client()
+			client, err := flags.client(addr)
 			if err != nil {
 				return err
 			}

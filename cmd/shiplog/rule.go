@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"shiplog/engine"
 )
 
 func newRule() *cobra.Command {
@@ -27,7 +29,12 @@ func newRule() *cobra.Command {
 			if commit == "" && !cmd.Flags().Changed("voters") {
 				return errors.New("--commit or --voters is required; shiplog status shows what is in force")
 			}
-			client, err := flags.client()
+			if commit != "" {
+				if _, err := engine.ParseLevel(commit); err != nil {
+					return fmt.Errorf("--commit: %w", err)
+				}
+			}
+			client, err := flags.client(addr)
 			if err != nil {
 				return err
 			}
@@ -76,7 +83,7 @@ func newSlot() *cobra.Command {
 			if args[0] != "drop" {
 				return fmt.Errorf("unknown action %q; there is drop", args[0])
 			}
-			client, err := flags.client()
+			client, err := flags.client(addr)
 			if err != nil {
 				return err
 			}

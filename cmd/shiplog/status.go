@@ -24,7 +24,7 @@ func newStatus() *cobra.Command {
 		Long:  "Show a node's marks, epoch, role, digest and followers.\n\nExit codes: 0 shown, 1 the node does not answer, 2 bad usage.",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := flags.client()
+			client, err := flags.client(addr)
 			if err != nil {
 				return err
 			}

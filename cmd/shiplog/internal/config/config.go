@@ -25,6 +25,8 @@ import (
 // SecretEnv is the environment variable that holds the shipping secret when no file is named.
 const SecretEnv = "SHIPLOG_SECRET"
 
+const defaultLeaseTTL = 5 * time.Second
+
 // Serve are the flags of a node as they were given.
 type Serve struct {
 	Dir    string
@@ -87,8 +89,8 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.FirstVoters, "first-voters", false, "count the first N connected of --voters, in their order, instead of any N")
 	fs.StringVar(&c.TooFew, "too-few", "refuse", "what a write does while too few followers are connected: refuse, block or degrade")
 	fs.DurationVar(&c.DegradeAfter, "degrade-after", 0, "how long --too-few degrade waits first (default 5s)")
-	fs.DurationVar(&c.StallTimeout, "stall-timeout", 0, "how long the disk may take for one write or sync before it counts as failed (default 20s)")
-	fs.DurationVar(&c.CommitTimeout, "commit-timeout", 0, "longest wait of a write for the rule; then its outcome is unknown (default 10s)")
+	fs.DurationVar(&c.StallTimeout, "stall-timeout", 0, "how long the disk may take for one write or sync before it counts as failed; negative: no bound (default 20s)")
+	fs.DurationVar(&c.CommitTimeout, "commit-timeout", 0, "longest wait of a write for the rule; then its outcome is unknown; negative: no bound (default 10s)")
 	fs.StringVar(&c.Compression, "compression", "s2", "codec of new frames: s2, zstd or none")
 	fs.Int64Var(&c.SegmentSize, "segment-size", 0, "bytes of a log segment of a new database, a power of two (default 64 MiB)")
 	fs.Int64Var(&c.IndexMemory, "index-memory", 0, "bytes of memory for the index; keys beyond it go to sorted runs on disk (default 256 MiB)")
@@ -103,7 +105,7 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.ApplyDelay, "apply-delay", 0, "as a follower, apply and show only what is older than this by log time; disk and acknowledgements do not wait")
 	fs.StringSliceVar(&c.Etcd, "etcd", nil, "etcd endpoints, HOST:PORT or URL: a lease there says who leads, and a follower takes over by itself")
 	fs.StringVar(&c.Group, "group", "", "name in etcd of the group of nodes that this one belongs to (required with --etcd)")
-	fs.DurationVar(&c.LeaseTTL, "lease-ttl", 5*time.Second, "how long the lease runs without being renewed, in whole seconds: the longest time without a leader, nearly")
+	fs.DurationVar(&c.LeaseTTL, "lease-ttl", defaultLeaseTTL, "how long the lease runs without being renewed, in whole seconds: the longest time without a leader, nearly")
 	fs.StringVar(&c.EtcdCA, "etcd-ca", "", "authorities (PEM) that certify etcd")
 	fs.StringVar(&c.EtcdCert, "etcd-cert", "", "certificate (PEM) of this node towards etcd")
 	fs.StringVar(&c.EtcdKey, "etcd-key", "", "private key (PEM) of --etcd-cert")
@@ -172,8 +174,9 @@ func (c *Serve) Resolve() (*Node, error) {
 	check(address("--ship", c.Ship, len(n.Secret) > 0, "--secret-file or "+SecretEnv))
 	check(address("--http", c.HTTP, n.Password != "", "--requirepass-file"))
 	if c.Follow != "" {
-		check(hostPort("--follow", c.Follow))
-		if len(n.Secret) == 0 && !Loopback(c.Follow) {
+		if err := HostPort("--follow", c.Follow); err != nil {
+			check(err)
+		} else if len(n.Secret) == 0 && !Loopback(c.Follow) {
 			check(fmt.Errorf("--follow %s leaves this machine: give --secret-file or %s", c.Follow, SecretEnv))
 		}
 	}
@@ -181,10 +184,24 @@ func (c *Serve) Resolve() (*Node, error) {
 		check(errors.New("--listen is required"))
 	}
 	check(n.resolveEtcd())
-	if c.MaxClients < 1 || c.ClientMemory < 1<<20 || c.ClientTimeout < 0 || c.DrainTimeout < 0 {
-		check(errors.New("--max-clients must be at least 1, --client-memory at least 1 MiB, and timeouts not negative"))
-	}
+	check(n.checkBounds())
 	return n, errors.Join(errs...)
+}
+
+func (n *Node) checkBounds() error {
+	var errs []error
+	if n.MaxClients < 1 || n.ClientMemory < 1<<20 {
+		errs = append(errs, errors.New("--max-clients must be at least 1, --client-memory at least 1 MiB"))
+	}
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+	}{{"--client-timeout", n.ClientTimeout}, {"--drain-timeout", n.DrainTimeout}, {"--scrub-interval", n.ScrubInterval}, {"--degrade-after", n.DegradeAfter}} {
+		if d.value < 0 {
+			errs = append(errs, fmt.Errorf("%s %v is negative", d.flag, d.value))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (n *Node) resolveName() error {
@@ -214,6 +231,9 @@ func (n *Node) resolveEngine() error {
 	}
 	if n.Follow != "" && (n.Commit != "" || len(n.Voters) > 0 || n.FirstVoters || n.SegmentSize != 0) {
 		errs = append(errs, errors.New("--commit, --voters, --first-voters and --segment-size are the leader's: a follower has them from its log"))
+	}
+	if n.DegradeAfter != 0 && n.TooFew != "degrade" {
+		errs = append(errs, errors.New("--degrade-after needs --too-few degrade"))
 	}
 	if n.LogOnly && n.Follow == "" && len(n.Etcd) == 0 {
 		errs = append(errs, errors.New("--log-only needs --follow or --etcd: a node without an index does not lead"))
@@ -249,16 +269,16 @@ func (n *Node) resolveEngine() error {
 func (n *Node) resolveEtcd() error {
 	var errs []error
 	if len(n.Etcd) == 0 {
-		if n.Group != "" || n.EtcdCA != "" || n.EtcdCert != "" {
-			errs = append(errs, errors.New("--group and --etcd-ca, -cert, -key need --etcd"))
+		if n.Group != "" || n.LeaseTTL != defaultLeaseTTL || n.EtcdCA != "" || n.EtcdCert != "" || n.EtcdKey != "" {
+			return errors.New("--group, --lease-ttl and --etcd-ca, -cert, -key need --etcd")
 		}
-		return errors.Join(errs...)
+		return nil
 	}
 	if n.Group == "" || len(n.Group) > 64 || strings.ContainsFunc(n.Group, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' }) {
 		errs = append(errs, fmt.Errorf("--group %q: want 1 to 64 printable characters without blanks and slashes", n.Group))
 	}
 	if n.LeaseTTL < time.Second || n.LeaseTTL > time.Hour || n.LeaseTTL%time.Second != 0 {
-		errs = append(errs, fmt.Errorf("--lease-ttl %v: want whole seconds, at least one", n.LeaseTTL))
+		errs = append(errs, fmt.Errorf("--lease-ttl %v: want whole seconds, from 1s to 1h", n.LeaseTTL))
 	}
 	if n.Follow != "" {
 		errs = append(errs, errors.New("--follow: with --etcd a node finds the leader by itself"))
@@ -339,6 +359,18 @@ func address(flag, addr string, credentials bool, need string) error {
 	return nil
 }
 
+// HostPort checks an address to connect to.
+func HostPort(flag, addr string) error {
+	if err := hostPort(flag, addr); err != nil {
+		return err
+	}
+	if _, port, _ := net.SplitHostPort(addr); port == "0" {
+		return fmt.Errorf("%s %q: want HOST:PORT", flag, addr)
+	}
+	return nil
+}
+
+// hostPort checks an address to listen on, where host and port may be left to the system.
 func hostPort(flag, addr string) error {
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestUsage(t *testing.T) {
+	dir := t.TempDir()
+	empty := filepath.Join(dir, "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		args string
+		code int
+		want string // in the one line on standard error
+	}{
+		{"frobnicate", exitUsage, "unknown command"},
+		{"frobnicate --help", exitUsage, "unknown command"},
+		{"help frobnicate", exitUsage, "unknown command"},
+		{"serve", exitUsage, "--dir is required"},
+		{"serve --nope", exitUsage, "unknown flag: --nope"},
+		{"serve x", exitUsage, "unknown command"},
+		{"serve --dir d --listen :6380", exitUsage, "--listen :6380 is reachable from other machines: give --requirepass-file"},
+		{"serve --dir d --ship 0.0.0.0:7380", exitUsage, "--ship 0.0.0.0:7380 is reachable from other machines: give --secret-file"},
+		{"serve --dir d --http 10.0.0.1:80", exitUsage, "--http 10.0.0.1:80 is reachable from other machines: give --requirepass-file"},
+		{"serve --dir d --follow 10.0.0.1:7380", exitUsage, "--follow 10.0.0.1:7380 leaves this machine"},
+		{"serve --dir d --follow nonsense", exitUsage, "want HOST:PORT"},
+		{"serve --dir d --commit sometimes", exitUsage, "unknown level"},
+		{"serve --dir d --commit received:0", exitUsage, "--commit"},
+		{"serve --dir d --follow 127.0.0.1:1 --commit durable", exitUsage, "are the leader's"},
+		{"serve --dir d --follow 127.0.0.1:1 --log-only --apply-delay 1h", exitUsage, "has no meaning with --log-only"},
+		{"serve --dir d --log-only", exitUsage, "--log-only needs --follow or --etcd"},
+		{"serve --dir d --too-few perhaps --compression lzma", exitUsage, "--too-few \"perhaps\": want refuse, block or degrade; --compression \"lzma\""},
+		{"serve --dir d --follow 127.0.0.1:0", exitUsage, "want HOST:PORT"},
+		{"serve --dir d --lease-ttl -1s", exitUsage, "--lease-ttl and --etcd-ca, -cert, -key need --etcd"},
+		{"serve --dir d --lease-ttl 3s", exitUsage, "need --etcd"},
+		{"serve --dir d --etcd-key k", exitUsage, "need --etcd"},
+		{"serve --dir d --etcd 127.0.0.1:1 --group g --lease-ttl -1s", exitUsage, "--lease-ttl -1s: want whole seconds"},
+		{"serve --dir d --degrade-after 1s", exitUsage, "--degrade-after needs --too-few degrade"},
+		{"serve --dir d --scrub-interval -1s --drain-timeout -2s", exitUsage, "--drain-timeout -2s is negative; --scrub-interval -1s is negative"},
+		{"serve --dir d --requirepass-file " + empty, exitUsage, "holds 0 bytes"},
+		{"serve --dir d --secret-file /nonexistent/file", exitUsage, "no such file"},
+		{"serve --dir d --tls-cert x", exitUsage, "--tls-cert and --tls-key belong together"},
+		{"serve --dir d --log-level loud", exitUsage, "--log-level"},
+		{"serve --listen 127.0.0.1:0 --ship 127.0.0.1:0 --http 127.0.0.1:0 --segment-size 3 --dir " + dir, exitUsage, "segment size 3 is not a power of two"},
+		{"status x", exitUsage, "unknown command"},
+		{"status --http 127.0.0.1:1", exitFailure, "connection refused"},
+		{"status --http localhost", exitUsage, "want HOST:PORT"},
+		{"status --timeout -1s", exitUsage, "--timeout -1s is negative"},
+		{"rule --commit sometimes", exitUsage, "unknown level"},
+		{"verify", exitUsage, "requires at least 1 arg"},
+		{"compare x", exitUsage, "accepts 2 arg(s)"},
+		{"compare x y", exitUsage, "neither a directory nor HOST:PORT"},
+		{"compare " + dir + " 127.0.0.1:1", exitFailure, dir + ": wal: no database in this log"},
+		{"dump", exitUsage, "accepts 1 arg(s)"},
+		{"repair " + dir, exitUsage, "needs --from"},
+		{"repair " + dir + " --from nonsense", exitUsage, "--from"},
+		{"repair " + dir + " --from 10.0.0.1:1", exitUsage, "leaves this machine: give --secret-file"},
+		{"repair " + dir + " --from 127.0.0.1:1 --http 127.0.0.1:2", exitUsage, "give one of them"},
+		{"repair --from 127.0.0.1:1", exitUsage, "needs the directory"},
+		{"dump " + dir, exitFailure, dir + ": wal: no database in this log"},
+		{"dump " + dir + " --from xyz", exitUsage, "--from"},
+		{"dump " + dir + " --from 2 --to 1", exitUsage, "--from is above --to"},
+		{"dump " + dir + " --values -1", exitUsage, "--values is negative"},
+	}
+	for _, test := range tests {
+		t.Run(test.args, func(t *testing.T) {
+			code, out, errs := command(strings.Fields(test.args)...)
+			if code != test.code || !strings.Contains(errs, test.want) || strings.Count(errs, "\n") != 1 || out != "" {
+				t.Errorf("code %d (want %d), stdout %q, stderr %q, want %q in one line", code, test.code, out, errs, test.want)
+			}
+		})
+	}
+	for _, verb := range newRoot().Commands() {
+		code, out, _ := command(verb.Name(), "--help")
+		if code != exitOK || !regexp.MustCompile(`Exit codes: 0 .*, 1 .*, 2 bad usage\.`).MatchString(out) {
+			t.Errorf("%s --help: code %d, %q", verb.Name(), code, out)
+		}
+		if code, same, _ := command("help", verb.Name()); code != exitOK || same != out {
+			t.Errorf("help %s: code %d, %q", verb.Name(), code, same)
+		}
+	}
+}
