@@ -46,7 +46,8 @@ type Options struct {
 	// Logger hears of recovery, cuts and failures. Nil: nobody does.
 	Logger *slog.Logger
 	// MaxMaps bounds the segment files that are open and mapped at once; beyond it the least recently used ones are
-	// closed, and files in use beyond it are read with pread. Zero: 4,096, or 16 on 32-bit hosts.
+	// closed, and files in use beyond it are read with pread. Zero: 4,096, or 16 on 32-bit hosts, and
+	// not more than a quarter of the descriptors that the process may have: the others are for its sockets, and for new segments.
 	MaxMaps int
 	// CacheSize is how many bytes of unpacked frames [Log.ReadRecord] keeps. Zero: none. Memory is taken as it is needed.
 	CacheSize int64
@@ -108,6 +109,7 @@ func (o *Options) withDefaults() Options {
 	if strconv.IntSize == 32 {
 		maps = 16
 	}
+	maps = min(maps, max(vfs.Descriptors()/4, 4))
 	c.SegmentSize = cmp.Or(c.SegmentSize, DefaultSegmentSize)
 	c.MaxMaps = cmp.Or(c.MaxMaps, maps)
 	c.DurableWindow = cmp.Or(c.DurableWindow, 5*time.Millisecond)

@@ -17,6 +17,15 @@ import (
 // OS is the host's file system.
 var OS FS = osFS{}
 
+// Descriptors is how many files, sockets included, this process may have open at once (RLIMIT_NOFILE).
+func Descriptors() int {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return math.MaxInt
+	}
+	return int(min(uint64(l.Cur), math.MaxInt)) //nolint:unconvert // signed on some systems
+}
+
 type osFS struct{}
 
 func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {

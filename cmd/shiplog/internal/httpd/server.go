@@ -26,6 +26,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"shiplog/wal/vfs"
 )
 
 // Source is what the pages are made from. Its methods may be called concurrently.
@@ -65,7 +67,7 @@ type Options struct {
 	Logger   *slog.Logger
 }
 
-// maxConns bounds the connections served at once.
+// maxConns bounds the connections served at once; where the process may have few descriptors it is a sixteenth of them.
 const maxConns = 128
 
 // Server serves HTTP.
@@ -140,7 +142,7 @@ func New(o Options) *Server {
 
 // Serve serves until Shutdown, then returns http.ErrServerClosed. It closes ln.
 func (s *Server) Serve(ln net.Listener) error {
-	ln = &limited{Listener: ln, slots: make(chan struct{}, maxConns)}
+	ln = &limited{Listener: ln, slots: make(chan struct{}, min(maxConns, max(vfs.Descriptors()/16, 4)))}
 	if s.opts.TLS != nil {
 		return s.http.ServeTLS(ln, "", "")
 	}

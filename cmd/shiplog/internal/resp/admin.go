@@ -267,6 +267,9 @@ func configSet(c *conn, args [][]byte) {
 		switch {
 		case name == "timeout" && number && n >= 0 && n <= math.MaxInt32:
 			apply = append(apply, func() { c.srv.idleTimeout.Store(n * int64(time.Second)) })
+		case name == "maxclients" && number && n > int64(mostClients()) && n <= 1<<20:
+			c.out.errorf("ERR CONFIG SET failed (possibly related to argument '%s') - The operating system is not able to handle the specified number of clients, try with %d", name, mostClients())
+			return
 		case name == "maxclients" && number && n >= 1 && n <= 1<<20:
 			apply = append(apply, func() { c.srv.maxClients.Store(n) })
 		case (name == "replica-priority" || name == "slave-priority") && number && n >= 0 && n <= math.MaxInt32:

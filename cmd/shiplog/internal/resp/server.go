@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"shiplog/wal/vfs"
 )
 
 // ErrServerClosed is returned by Serve after Shutdown.
@@ -31,7 +33,8 @@ type Options struct {
 
 	// Password that clients must give by AUTH or HELLO; empty: none is needed.
 	Password string
-	// MaxClients is the number of connections served at once; zero: 10,000.
+	// MaxClients is the number of connections served at once; zero: 10,000. It is not more than half of the descriptors that the process
+	// may have: the others are for files and followers.
 	MaxClients int
 	// ClientMemory bounds what the connections buffer together, in bytes, beyond 16 KiB each; zero: 256 MiB.
 	ClientMemory int64
@@ -116,6 +119,12 @@ func New(o Options) *Server {
 		panic("resp: Store and Node are required")
 	}
 	o.MaxClients = orDefault(o.MaxClients, defaultMaxClients)
+	if most := mostClients(); o.MaxClients > most {
+		if o.Logger != nil {
+			o.Logger.Warn("fewer clients than asked for: the process may have too few files open (ulimit -n)", "asked", o.MaxClients, "max_clients", most, "descriptors", vfs.Descriptors())
+		}
+		o.MaxClients = most
+	}
 	o.ClientMemory = orDefault(o.ClientMemory, defaultClientMemory)
 	o.PartialTimeout = orDefault(o.PartialTimeout, defaultPartial)
 	o.WriteTimeout = orDefault(o.WriteTimeout, defaultWrite)
@@ -146,6 +155,9 @@ func New(o Options) *Server {
 	s.combine.srv = s
 	return s
 }
+
+// mostClients is how many clients there can be, whatever is asked for.
+func mostClients() int { return max(vfs.Descriptors()/2, 1) }
 
 func orDefault[T int | int64 | time.Duration](v, def T) T {
 	if v == 0 {
