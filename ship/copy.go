@@ -11,6 +11,9 @@ import (
 	"shiplog/wal"
 )
 
+// collectBuffer is how many bytes a copy takes from its connection at once.
+const collectBuffer = 64 << 10
+
 // CopyRequest says which bytes of a log are wanted, and what is known of them.
 type CopyRequest struct {
 	Database wal.DatabaseID
@@ -84,45 +87,53 @@ func copyFrom(ctx context.Context, addr string, o *CallOptions, r *CopyRequest) 
 	if err := c.start(opts.Timeout); err != nil {
 		return nil, err
 	}
-	return c.collect(r.From, r.To, opts)
+	var out []byte
+	err = c.collect(r.From, r.To, opts, func(p []byte) error {
+		out = append(out, p...)
+		return nil
+	})
+	return out, err
 }
 
-// collect receives the bytes of [from, to), or up to what the upstream has committed.
-func (c *conn) collect(from, to wal.LSN, o *FollowerOptions) ([]byte, error) {
-	var out []byte
-	at := func() wal.LSN { return from + wal.LSN(len(out)) }
-	for at() < to {
+// collect receives the bytes of [from, to), or up to what the upstream has committed, and gives them to sink, in pieces of a buffer that it
+// uses again.
+func (c *conn) collect(from, to wal.LSN, o *FollowerOptions, sink func(p []byte) error) error {
+	at, buf := from, make([]byte, collectBuffer)
+	for at < to {
 		h, m, err := c.next()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		switch m := m.(type) {
 		case nil:
-			if h.LSN != at() {
-				return nil, refuse(CodeProtocol, "data for %s, wanted is %s", h.LSN, at())
+			if h.LSN != at {
+				return refuse(CodeProtocol, "data for %s, wanted is %s", h.LSN, at)
 			}
-			start := len(out)
-			out = append(out, make([]byte, h.Length)...)
-			for n := start; n < len(out); {
-				k, err := c.readData(out[n:])
-				if err != nil && !(errors.Is(err, io.EOF) && n+k == len(out)) {
-					return nil, err
+			for left := int(h.Length); left > 0 && at < to; {
+				n, err := c.readData(buf[:min(len(buf), left)])
+				if err != nil && !(errors.Is(err, io.EOF) && n > 0) {
+					return err
 				}
-				n += k
+				left -= n
+				n = int(min(wal.LSN(n), to-at))
+				at += wal.LSN(n)
+				if err := sink(buf[:n]); err != nil {
+					return err
+				}
 			}
 		case *Mark:
-			if at() >= m.Committed {
-				return out, nil
+			if at >= m.Committed {
+				return nil
 			}
-			ack := c.appendMessage(nil, &Ack{Received: at(), Durable: from, Echo: m.Probe, Epoch: m.Epoch})
+			ack := c.appendMessage(nil, &Ack{Received: at, Durable: from, Echo: m.Probe, Epoch: m.Epoch})
 			if _, err := c.write(ack, stallFactor*o.Timeout); err != nil {
-				return nil, err
+				return err
 			}
 		case *Refusal:
-			return nil, m.err()
+			return m.err()
 		default:
-			return nil, refuse(CodeProtocol, "an upstream sends data and marks")
+			return refuse(CodeProtocol, "an upstream sends data and marks")
 		}
 	}
-	return out[:to-from], nil
+	return nil
 }

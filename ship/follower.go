@@ -27,6 +27,7 @@ type Follower struct {
 	log     *wal.Log
 	opts    FollowerOptions
 	running atomic.Bool
+	ahead   *ahead // nil: nothing is fetched from siblings but gaps
 
 	mu    sync.Mutex // guards the fields below
 	st    FollowerStatus
@@ -69,6 +70,9 @@ func NewFollower(node FollowerNode, o *FollowerOptions) (*Follower, error) {
 	}
 	f := &Follower{node: node, log: node.Log(), opts: opts}
 	f.st.Upstream, f.st.Since = opts.Upstream, time.Now()
+	if opts.AheadDir != "" && opts.Siblings != nil && opts.Candidate == 0 {
+		f.ahead = newAhead(f)
+	}
 	return f, nil
 }
 
@@ -80,9 +84,28 @@ func (f *Follower) Run(ctx context.Context) error {
 		return ErrRunning
 	}
 	defer f.running.Store(false)
+	if f.ahead != nil {
+		if err := f.ahead.load(); err != nil {
+			return fmt.Errorf("ship: %w", err)
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() { f.ahead.run(ctx) }) // ended by cancel
+		defer wg.Wait()
+		defer cancel()
+	}
 	pause := f.opts.BackoffMin
 	for {
-		streamed, err := f.follow(ctx)
+		err := f.ahead.take(ctx)
+		streamed := false
+		if err == nil {
+			streamed, err = f.follow(ctx)
+		}
+		if errors.Is(err, errAhead) && ctx.Err() == nil {
+			f.disconnected(nil)
+			pause = f.opts.BackoffMin
+			continue
+		}
 		f.disconnected(err)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -123,6 +146,7 @@ func (f *Follower) follow(ctx context.Context) (streamed bool, err error) {
 	}
 	r := newReceiver(f, c, w)
 	f.connected(w)
+	f.ahead.welcomed()
 	if l, ok := f.node.(LateShower); ok && l.ShowsLate() && w.Features&FeatureShowsLate == 0 {
 		f.opts.Logger.Warn("the upstream does not know of followers that show what they have later: under a rule that asks for readers it waits for them", "upstream", f.opts.Upstream)
 	}

@@ -237,6 +237,9 @@ func (l *Leader) decide(j *Join) (wal.LSN, *Welcome, error) {
 		e.DB = l.log.DatabaseID()
 		return 0, nil, e
 	}
+	if j.Piece {
+		return l.piece(j)
+	}
 	up := view{history: l.log.History(), tail: l.log.Tail(), end: l.log.Head()}
 	relay := l.upstream() != nil
 	candidate := j.Role == RoleCandidate

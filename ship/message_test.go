@@ -37,6 +37,7 @@ var messages = map[string]ship.Message{
 		Promised: wal.MakeEpoch(2, 0), Role: ship.RoleVoter, LogOnly: true, Features: 5, Name: "f1", Addr: "10.0.0.2:7380",
 		History: history,
 	},
+	"join-piece": &ship.Join{Database: wal.DatabaseID(id(0xdb)), Node: id(0xf2), Role: ship.RoleObserver, LogOnly: true, Piece: true, End: 1 << 26, Until: 2 << 26},
 	"join-empty": &ship.Join{Node: id(0xf0), Role: ship.RoleObserver, Empty: true, Name: "straße"},
 	"welcome": &ship.Welcome{
 		Database: id(0xdb), Node: id(0xb2), Leader: id(0xb2), Epoch: wal.MakeEpoch(2, 0), Hops: 1, Start: 0x9a00,
@@ -221,6 +222,11 @@ func TestMalformedMessagesAreRefused(t *testing.T) {
 		f(&m)
 		return &m
 	}
+	piece := func(f func(*ship.Join)) ship.Message {
+		m := *messages["join-piece"].(*ship.Join)
+		f(&m)
+		return &m
+	}
 	welcome := func(f func(*ship.Welcome)) ship.Message {
 		m := *messages["welcome"].(*ship.Welcome)
 		f(&m)
@@ -237,6 +243,14 @@ func TestMalformedMessagesAreRefused(t *testing.T) {
 		"join: history too long":           join(func(m *ship.Join) { m.History = many }),
 		"join: epochs fall":                join(func(m *ship.Join) { m.History = []wal.HistoryEntry{history[1], history[0]} }),
 		"join: empty with an end":          join(func(m *ship.Join) { m.Empty = true }),
+		"join: an end of a piece":          join(func(m *ship.Join) { m.Until = m.End + 8 }),
+		"join: piece of a voter":           piece(func(m *ship.Join) { m.Role = ship.RoleVoter }),
+		"join: piece that ends before":     piece(func(m *ship.Join) { m.Until = m.End - 8 }),
+		"join: piece with a digest":        piece(func(m *ship.Join) { m.Digest = 1 }),
+		"join: piece with an epoch":        piece(func(m *ship.Join) { m.Promised = 1 }),
+		"join: piece with a history":       piece(func(m *ship.Join) { m.History = history }),
+		"join: piece of no database":       piece(func(m *ship.Join) { m.Database = wal.DatabaseID{} }),
+		"join: empty piece":                piece(func(m *ship.Join) { m.Empty, m.End = true, 0 }),
 		"welcome: starts past its head":    welcome(func(m *ship.Welcome) { m.Start = m.Head + 8 }),
 		"welcome: no heartbeat":            welcome(func(m *ship.Welcome) { m.HeartbeatMS = 0 }),
 		"welcome: timeout below heartbeat": welcome(func(m *ship.Welcome) { m.TimeoutMS = m.HeartbeatMS }),

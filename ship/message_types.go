@@ -28,8 +28,10 @@ type Join struct {
 	Committed wal.LSN   // the follower's own mark
 	Promised  wal.Epoch // the highest epoch that it promised or saw
 	Role      Role
-	Empty     bool   // the log holds nothing; End, Digest, Durable, Committed and History are zero
-	LogOnly   bool   // keeps the log without applying it: applied and visible mean nothing
+	Empty     bool // the log holds nothing; End, Digest, Durable, Committed and History are zero
+	LogOnly   bool // keeps the log without applying it: applied and visible mean nothing
+	Piece     bool // wants [End, Until) alone, wherever it stands itself; Digest, Durable, Committed, Promised and History are zero
+	Until     wal.LSN
 	Features  uint64 // wishes, such as [FeatureReadLease]; unknown bits are ignored
 	Name      string
 	Addr      string // where this node serves its own followers; may be empty
@@ -44,10 +46,11 @@ func (*Join) flags() uint8      { return 0 }
 const (
 	joinEmpty   = 1
 	joinLogOnly = 2
+	joinPiece   = 4
 )
 
-// 0    16   32    40       48        56          64         68     69      70     72         80     82     84        86     96
-// | db | id | end | digest | durable | committed | promised | role | flags | zero | features | name | addr | history | zero | ...
+// 0    16   32    40       48        56          64         68     69      70     72         80     82     84        86     88      96
+// | db | id | end | digest | durable | committed | promised | role | flags | zero | features | name | addr | history | zero | until | ...
 func (m *Join) appendBody(dst []byte) []byte {
 	dst = append(dst, m.Database[:]...)
 	dst = append(dst, m.Node[:]...)
@@ -56,12 +59,13 @@ func (m *Join) appendBody(dst []byte) []byte {
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(m.Durable))
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(m.Committed))
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(m.Promised))
-	dst = append(dst, byte(m.Role), flag(m.Empty, joinEmpty)|flag(m.LogOnly, joinLogOnly), 0, 0)
+	dst = append(dst, byte(m.Role), flag(m.Empty, joinEmpty)|flag(m.LogOnly, joinLogOnly)|flag(m.Piece, joinPiece), 0, 0)
 	dst = binary.LittleEndian.AppendUint64(dst, m.Features)
 	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(m.Name)))
 	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(m.Addr)))
 	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(m.History)))
-	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	dst = append(dst, 0, 0)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(m.Until))
 	dst = append(dst, m.Name...)
 	dst = append(dst, m.Addr...)
 	return appendHistory(dst, m.History)
@@ -73,20 +77,25 @@ func (d *decoder) join() *Join {
 		Promised: wal.Epoch(d.u32()), Role: Role(d.u8()),
 	}
 	f := d.u8()
-	m.Empty, m.LogOnly = f&joinEmpty != 0, f&joinLogOnly != 0
-	d.need(f&^(joinEmpty|joinLogOnly) == 0 && m.Role >= RoleVoter && m.Role <= RoleCandidate)
+	m.Empty, m.LogOnly, m.Piece = f&joinEmpty != 0, f&joinLogOnly != 0, f&joinPiece != 0
+	d.need(f&^(joinEmpty|joinLogOnly|joinPiece) == 0 && m.Role >= RoleVoter && m.Role <= RoleCandidate)
 	d.zero(2)
 	m.Features = d.u64()
 	name, addr, history := int(d.u16()), int(d.u16()), int(d.u16())
-	d.zero(10)
+	d.zero(2)
+	m.Until = d.lsn()
 	d.need(name <= MaxName && addr <= MaxName)
 	m.Name, m.Addr = d.text(name), d.text(addr)
 	m.History = d.history(history)
 	d.need(!m.Node.IsZero() && m.Durable <= m.End)
-	if m.Empty {
-		d.need(m.End == 0 && m.Digest == 0 && m.Committed == 0 && history == 0)
-	} else {
-		d.need(!m.Database.IsZero() && history > 0)
+	switch {
+	case m.Piece:
+		d.need(!m.Database.IsZero() && !m.Empty && m.Role == RoleObserver && m.Until >= m.End)
+		d.need(m.Digest == 0 && m.Durable == 0 && m.Committed == 0 && m.Promised == 0 && history == 0)
+	case m.Empty:
+		d.need(m.End == 0 && m.Digest == 0 && m.Committed == 0 && history == 0 && m.Until == 0)
+	default:
+		d.need(!m.Database.IsZero() && history > 0 && m.Until == 0)
 	}
 	return m
 }

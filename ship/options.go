@@ -76,6 +76,11 @@ type FollowerOptions struct {
 	// Siblings, when set, lists host:port of other nodes that serve the same log, and how they are called. When the upstream has given up
 	// what comes next in this log, it is copied from the first of them that still has it, and this node does not start over.
 	Siblings func() ([]string, *CallOptions)
+	// AheadDir, when set, with Siblings, is a directory of this follower's alone, made when it is needed, on the disk of the log. Segments that siblings have are fetched into it while
+	// the upstream sends what is before them. What an earlier run has left there is used. It takes no more room than the log will.
+	AheadDir string
+	// AheadBytes is how much of the log must be missing for that, two segments at the least. Zero: 64 MiB.
+	AheadBytes int64
 	// Candidate is the epoch that this node is about to lead. An upstream that has promised it sends all that it has, committed or not.
 	Candidate wal.Epoch
 	// Database, when set, is the only one that an empty log takes up.
@@ -131,6 +136,7 @@ func (o *FollowerOptions) withDefaults() (FollowerOptions, error) {
 	r.HandshakeTimeout = cmp.Or(r.HandshakeTimeout, DefaultHandshakeTimeout)
 	r.SyncDelay = cmp.Or(r.SyncDelay, DefaultSyncDelay)
 	r.SyncBytes = cmp.Or(r.SyncBytes, DefaultSyncBytes)
+	r.AheadBytes = cmp.Or(r.AheadBytes, aheadBytes)
 	r.BackoffMin = cmp.Or(r.BackoffMin, DefaultBackoffMin)
 	r.BackoffMax = cmp.Or(r.BackoffMax, DefaultBackoffMax)
 	r.Logger = cmp.Or(r.Logger, slog.New(slog.DiscardHandler))

@@ -314,7 +314,12 @@ func (r *receiver) appends() {
 
 // take appends the whole frames of a chunk. Nothing that does not validate at its position is written.
 func (r *receiver) take(c *chunk) {
-	n, err := r.f.log.AppendRaw(c.at, c.buf[c.r:c.w])
+	p := c.buf[c.r:c.w]
+	stop, ahead := r.f.ahead.stop(c.at)
+	if ahead && stop <= c.at+wal.LSN(len(p)) {
+		p = p[:stop-c.at]
+	}
+	n, err := r.f.log.AppendRaw(c.at, p)
 	c.r += n
 	c.at += wal.LSN(n)
 	r.unsynced.Add(int64(n))
@@ -323,6 +328,8 @@ func (r *receiver) take(c *chunk) {
 		c.err = &Error{Code: CodeCorrupt, LSN: c.at, Text: fmt.Sprintf("at %s", c.at), Err: err}
 	case err != nil:
 		c.err = fmt.Errorf("ship: append at %s: %w", c.at, err)
+	case ahead && c.at == stop:
+		c.err = errAhead
 	case c.w-c.r > receiveRoom:
 		c.err = &Error{Code: CodeCorrupt, LSN: c.at, Text: fmt.Sprintf("no frame at %s ends within %d bytes", c.at, c.w-c.r)}
 	}

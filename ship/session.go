@@ -161,7 +161,11 @@ func (s *session) limit() wal.LSN {
 	if s.votes() || s.join.Role == RoleCandidate {
 		return head
 	}
-	return min(s.l.node.Committed(), s.l.log.Durable(), head)
+	limit := min(s.l.node.Committed(), s.l.log.Durable(), head)
+	if s.join.Piece {
+		limit = min(limit, s.join.Until)
+	}
+	return limit
 }
 
 // uncut ends the session once the log was cut back: what the follower has may not be this log's any more, and it must be judged anew

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -108,11 +109,19 @@ func (n *node) endFollowing() {
 	n.unfollow()
 }
 
+// aheadDir is where segments wait, in the directory of a node, that were fetched before what is before them.
+const aheadDir = "ahead"
+
 // newFollower makes a follower of the node that ships at addr; candidate is the epoch that this node is about to lead, or 0.
 func (n *node) newFollower(addr string, candidate wal.Epoch) (*ship.Follower, error) {
 	o := ship.FollowerOptions{
 		Upstream: addr, Secret: n.cfg.Secret, TLS: n.cfg.ClientTLS, Name: n.cfg.Name, Addr: n.shipAddr, Logger: n.log, Candidate: candidate,
-		Siblings: func() ([]string, *ship.CallOptions) { return n.repairs.peers(), n.callOptions() },
+		Siblings: func() ([]string, *ship.CallOptions) {
+			return append(n.repairs.peers(), n.cfg.CopyFrom...), n.callOptions()
+		},
+	}
+	if n.cfg.CopyAhead > 0 {
+		o.AheadDir, o.AheadBytes = filepath.Join(n.cfg.Dir, aheadDir), n.cfg.CopyAhead
 	}
 	if n.dial != nil {
 		o.TLS, o.Dial = nil, func(ctx context.Context) (net.Conn, error) { return n.dial(ctx, addr) }

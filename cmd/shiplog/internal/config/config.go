@@ -51,6 +51,8 @@ type Serve struct {
 	MaxPinned     int64
 	MaxPinnedAge  time.Duration
 	ScrubInterval time.Duration
+	CopyFrom      []string
+	CopyAhead     int64
 	SortWhenIdle  bool
 	StaleReads    bool
 	LogOnly       bool
@@ -98,6 +100,8 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.IntVar(&c.SpaceFactor, "space-factor", 0, "keep the log below this many hundredths of what lives in it; -1: reclaim nothing (default 200)")
 	fs.Int64Var(&c.MaxPinned, "slot-bytes", 0, "bytes of log kept for a follower with a name that is behind or away, before it must start over (default 4 GiB)")
 	fs.DurationVar(&c.MaxPinnedAge, "slot-age", 0, "how long the log is kept for a follower that is away (default: no bound but --slot-bytes)")
+	fs.StringSliceVar(&c.CopyFrom, "copy-from", nil, "as a follower that lacks much, shipping addresses of further nodes to copy from at once (those that this node knows of are asked by themselves)")
+	fs.Int64Var(&c.CopyAhead, "copy-ahead", 64<<20, "as a follower, copy from several nodes at once when so many bytes are missing; 0: from the leader alone")
 	fs.DurationVar(&c.ScrubInterval, "scrub-interval", 24*time.Hour, "rest between two verifications of the whole log on the disk, which mend it from peers; 0: none")
 	fs.BoolVar(&c.SortWhenIdle, "sort-when-idle", false, "while nothing is written, write small records again in the order of their keys: faster scans")
 	fs.BoolVar(&c.StaleReads, "stale-reads", false, "serve the last known state where reads would answer LOADING")
@@ -179,6 +183,15 @@ func (c *Serve) Resolve() (*Node, error) {
 		} else if len(n.Secret) == 0 && !Loopback(c.Follow) {
 			check(fmt.Errorf("--follow %s leaves this machine: give --secret-file or %s", c.Follow, SecretEnv))
 		}
+	}
+	for _, addr := range c.CopyFrom {
+		check(hostPort("--copy-from", addr))
+		if len(n.Secret) == 0 && !Loopback(addr) {
+			check(fmt.Errorf("--copy-from %s leaves this machine: give --secret-file or %s", addr, SecretEnv))
+		}
+	}
+	if c.CopyAhead < 0 {
+		check(fmt.Errorf("--copy-ahead %d is negative", c.CopyAhead))
 	}
 	if c.Listen == "" {
 		check(errors.New("--listen is required"))
