@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,9 +43,10 @@ type ahead struct {
 
 	holds atomic.Bool // have is not empty
 
-	mu     sync.Mutex // guards all below
-	known  bool       // the upstream has said up to where the log is committed
-	have   []wal.LSN  // bases of the segments that are here, rising
+	mu     sync.Mutex             // guards all below
+	known  bool                   // the upstream has said up to where the log is committed
+	have   []wal.LSN              // bases of the segments that are here, rising
+	digest map[wal.LSN]wal.Digest // of the log at the bases of those that are or were here
 	claims map[wal.LSN]context.CancelFunc
 	busy   map[string]bool  // siblings that are fetched from
 	banned map[string]error // siblings that are asked no more, and why
@@ -63,7 +63,7 @@ type rest struct {
 
 func newAhead(f *Follower) *ahead {
 	return &ahead{
-		f: f, dir: f.opts.AheadDir, claims: map[wal.LSN]context.CancelFunc{}, busy: map[string]bool{}, banned: map[string]error{},
+		f: f, dir: f.opts.AheadDir, digest: map[wal.LSN]wal.Digest{}, claims: map[wal.LSN]context.CancelFunc{}, busy: map[string]bool{}, banned: map[string]error{},
 		rests: map[string]rest{}, wake: make(chan struct{}, 1),
 	}
 }
@@ -79,19 +79,34 @@ func (a *ahead) load() error {
 		return err
 	}
 	for _, e := range names {
-		base, err := wal.ParseLSN(strings.TrimSuffix(e.Name(), aheadSuffix))
-		if err != nil || !strings.HasSuffix(e.Name(), aheadSuffix) {
+		h, err := headerOf(filepath.Join(a.dir, e.Name()))
+		if err != nil || e.Name() != h.Base.String()+aheadSuffix {
 			if err := os.Remove(filepath.Join(a.dir, e.Name())); err != nil {
 				return err
 			}
 			continue
 		}
-		a.have = append(a.have, base)
+		a.have = append(a.have, h.Base)
+		a.digest[h.Base] = h.Digest
 	}
 	slices.Sort(a.have)
 	a.made = err == nil
 	a.holds.Store(len(a.have) > 0)
 	return nil
+}
+
+// headerOf reads the header of a segment's file.
+func headerOf(path string) (h wal.Header, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return h, err
+	}
+	var b [wal.HeaderSize]byte
+	_, err = f.ReadAt(b[:], 0)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = h.Unmarshal(b[:])
+	}
+	return h, err
 }
 
 // welcomed says that the upstream has taken this follower.
@@ -377,6 +392,15 @@ func (a *ahead) segment(ctx context.Context, addr string, calls *CallOptions, ba
 			_ = os.Remove(part) // the next run does
 		}
 	}()
+	end := base + wal.LSN(a.f.log.SegmentSize())
+	vouched := make(chan verdict, 1) // ended by ctx
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { vouched <- a.vouch(ctx, end) }()
+	defer func() {
+		cancel()
+		<-vouched
+	}()
 	if err := a.download(ctx, addr, calls, base, f); err != nil {
 		return err
 	}
@@ -387,10 +411,21 @@ func (a *ahead) segment(ctx context.Context, addr string, calls *CallOptions, ba
 	if h.Base != base || h.Database != a.f.log.DatabaseID() || h.SegmentSize != a.f.log.SegmentSize() {
 		return fmt.Errorf("%w: the segment header is another's", errAlien)
 	}
-	if err := a.vouch(ctx, base+wal.LSN(h.SegmentSize), digest); err != nil {
+	v := <-vouched
+	vouched <- v
+	switch {
+	case v.err != nil:
+		return v.err
+	case v.digest != digest:
+		return fmt.Errorf("%w: they lead to digest %s at %s, the upstream has %s", errAlien, digest, end, v.digest)
+	}
+	if err := f.Sync(); err != nil {
 		return err
 	}
-	return f.Sync()
+	a.mu.Lock()
+	a.digest[base] = h.Digest
+	a.mu.Unlock()
+	return nil
 }
 
 // download fetches the bytes of a segment.
@@ -418,28 +453,40 @@ func (a *ahead) download(ctx context.Context, addr string, calls *CallOptions, b
 	return err
 }
 
-// vouch asks the upstream whether its log has a digest at the end of a segment; again and again while it cannot be reached.
-func (a *ahead) vouch(ctx context.Context, at wal.LSN, digest wal.Digest) error {
+// verdict is what the upstream says.
+type verdict struct {
+	digest wal.Digest
+	err    error
+}
+
+// vouch returns the digest that the upstream's log has at the end of a segment. The header of the segment behind says it, if that is here: the upstream has
+// vouched for it. Else the upstream is asked, again and again while it cannot be reached.
+func (a *ahead) vouch(ctx context.Context, at wal.LSN) verdict {
+	a.mu.Lock()
+	digest, known := a.digest[at]
+	a.mu.Unlock()
+	if known {
+		return verdict{digest: digest}
+	}
 	for {
-		w, err := a.digest(ctx, at)
-		switch {
-		case err == nil && w.Digest == digest:
-			return a.f.promise(w.Epoch)
-		case err == nil:
-			return fmt.Errorf("%w: they lead to digest %s at %s, the upstream has %s", errAlien, digest, at, w.Digest)
-		case banned(err):
-			return fmt.Errorf("the upstream's digest at %s: %w", at, err)
+		w, err := a.ask(ctx, at)
+		if err == nil {
+			return verdict{w.Digest, a.f.promise(w.Epoch)}
+		}
+		err = fmt.Errorf("the upstream's digest at %s: %w", at, err)
+		if banned(err) {
+			return verdict{err: err}
 		}
 		select {
 		case <-ctx.Done():
-			return err
+			return verdict{err: err}
 		case <-time.After(aheadRest):
 		}
 	}
 }
 
-// digest asks the upstream for its digest at the base of a segment.
-func (a *ahead) digest(ctx context.Context, at wal.LSN) (*Welcome, error) {
+// ask asks the upstream for its digest at the base of a segment.
+func (a *ahead) ask(ctx context.Context, at wal.LSN) (*Welcome, error) {
 	nc, err := dialUpstream(ctx, &a.f.opts)
 	if err != nil {
 		return nil, err

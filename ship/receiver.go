@@ -290,8 +290,9 @@ func (r *receiver) settle() error {
 	r.take(&c)
 	r.w = receiveRoom + copy(r.buf[receiveRoom:], r.buf[c.r:c.w])
 	r.r = receiveRoom
-	if !r.f.log.Empty() {
+	if r.first != nil && !r.f.log.Empty() {
 		r.first = nil
+		r.f.ahead.welcomed()
 	}
 	return c.err
 }

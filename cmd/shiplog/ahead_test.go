@@ -145,7 +145,7 @@ func sources(t *testing.T, dir string, size int64, segment, siblings int) (leade
 // sends and is left out, loudly. Killed in the middle, it goes on with what it has. Its log is the leader's.
 func TestFirstCopyFromSeveral(t *testing.T) {
 	dir := t.TempDir()
-	const size, segment = 24 << 20, 1 << 20
+	const size, segment = 12 << 20, 1 << 20
 	leader, others := sources(t, dir, size, segment, 2)
 	end := leader.status().Head
 	slow := startSlowLine(t, leader.ship, 1.5*(1<<20))

@@ -111,10 +111,12 @@ func TestRepair(t *testing.T) {
 	d.until("the new follower has all", func() bool { return d.status().Visible >= head })
 	readAll(t, d, model)
 	nodes = append(nodes, d)
+	allCount(a, b, c, d) // its admission is the last that is written
+	head = a.status().Committed
 	for _, p := range nodes[1:] {
+		p.until("it has the admission", func() bool { return p.status().Durable >= head })
 		p.stop()
 	}
-	head = a.status().Committed
 	a.stop()
 	for _, p := range nodes {
 		if code, out, errs := command("verify", p.dir); code != exitOK {
