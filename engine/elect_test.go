@@ -138,3 +138,46 @@ func TestPromoteWhileTheCopyBeginsAnew(t *testing.T) {
 		_ = leader.Close()
 	}
 }
+
+// TestTwoLeadersOfOneEpoch: under a rule by which two elections need no voter in common, two nodes that do not hear of each other begin the same
+// epoch. Neither commits; to promote one of them again changes nothing, and does by force: it begins a higher epoch, and the other is fenced.
+func TestTwoLeadersOfOneEpoch(t *testing.T) {
+	leader := open(t, t.TempDir(), &engine.Options{Commit: engine.Replicated(2), Voters: []string{"a", "b"}})
+	follow := func(name string) *engine.DB {
+		db := open(t, t.TempDir(), &engine.Options{Follower: true})
+		feed(t, leader, db, leader.Log().Head())
+		if _, err := leader.AdmitPeer(db.Log().NodeID(), name, name+".example:7380"); err != nil {
+			t.Fatal(err)
+		}
+		return db
+	}
+	a, b := follow("a"), follow("b")
+	for _, db := range []*engine.DB{a, b} {
+		feed(t, leader, db, leader.Log().Head())
+		db.SetElectorate(voters{t, db, map[wal.NodeID]*engine.DB{}})
+		if err := db.Promote(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a.Log().Epoch() != b.Log().Epoch() {
+		t.Fatalf("epochs %v and %v", a.Log().Epoch(), b.Log().Epoch())
+	}
+	old := a.Log().Epoch()
+	a.SetElectorate(voters{t, a, map[wal.NodeID]*engine.DB{b.Log().NodeID(): b}})
+	if c, err := a.PromoteWith(t.Context(), engine.PromoteOptions{}); err != nil || c.Epoch != old {
+		t.Errorf("promoted where it leads: %+v, %v", c, err)
+	}
+	if c, err := a.PromoteWith(t.Context(), engine.PromoteOptions{Force: true, DryRun: true}); err != nil || c.Epoch != old || a.Role() != engine.Leader {
+		t.Errorf("a dry run: %+v, %v; it is %v", c, err, a.Role())
+	}
+	c, err := a.PromoteWith(t.Context(), engine.PromoteOptions{Force: true})
+	if err != nil || c.Epoch.Term() != old.Term()+1 || a.Log().Epoch() != c.Epoch || a.Role() != engine.Leader {
+		t.Errorf("by force: %+v, %v; epoch %v, %v", c, err, a.Log().Epoch(), a.Role())
+	}
+	if f := b.Stats().Fenced; f != c.Epoch {
+		t.Errorf("the other is fenced by %v, want %v", f, c.Epoch)
+	}
+	if err := b.Put([]byte("k"), []byte("v")); !errors.Is(err, engine.ErrFenced) {
+		t.Errorf("a write at the other: %v", err)
+	}
+}

@@ -62,7 +62,8 @@ func (db *DB) SetElectorate(e Electorate) {
 // rule that n of them must confirm, v - n must first promise the epoch, this node included: then at least one of them has every
 // acknowledged write. What the furthest of them has and this node lacks is copied. The epoch's record is durable on return; nothing is
 // visible beyond what was committed before, and reads answer ErrLoading, until the rule holds for it. A delayed follower applies all that it has before it asks. ErrNoQuorum: too few have
-// promised, or this node is no voter. Under a rule that asks no followers there is no such quorum: the furthest of those that answer counts. A leader that is not fenced stays what it is.
+// promised, or this node is no voter. Under a rule that asks no followers there is no such quorum: the furthest of those that answer counts. A leader that is not fenced stays what it is
+// (but see PromoteOptions.Force).
 //
 // Without SetElectorate nobody is asked, which is enough where this node's own promise is; and whoever feeds this node stops that before.
 func (db *DB) Promote(ctx context.Context) error {
@@ -72,7 +73,9 @@ func (db *DB) Promote(ctx context.Context) error {
 
 // PromoteOptions configure PromoteWith.
 type PromoteOptions struct {
-	Force  bool // lead with too few promises: acknowledged writes may be lost
+	// Force leads with too few promises: acknowledged writes may be lost. A node that leads already begins another epoch by it, where no lease says who
+	// leads: that is the way out when two nodes have begun the same one ([ErrSplitBrain]).
+	Force  bool
 	DryRun bool // ask nobody for a promise, and change nothing
 }
 
@@ -92,14 +95,14 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 		return nil, ErrClosed
 	case db.opts.LogOnly:
 		return nil, fmt.Errorf("promote: %w: open it without LogOnly first", ErrLogOnly)
-	case leads:
+	case leads && (!o.Force || o.DryRun || db.opts.Lease != nil):
 		return &Candidacy{Epoch: db.log.Epoch(), End: db.log.BatchEnd()}, nil
 	case db.log.Empty():
 		return nil, fmt.Errorf("promote: %w", ErrLoading)
 	case el == nil:
 		el = alone{}
 	}
-	if !db.follower.Load() { // fenced: what it has is a follower's
+	if !db.follower.Load() && !o.DryRun { // fenced: what it has is a follower's
 		if err := db.Follow(ctx); err != nil {
 			return nil, err
 		}
