@@ -3,6 +3,7 @@ package resp
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -16,7 +17,6 @@ const redisVersion = "7.2.0"
 
 func init() {
 	register([]command{
-		{name: "command", arity: -1, flags: flagLoading, group: "server", since: "2.8.13", about: "Returns detailed information about all commands.", handle: commandCommand},
 		{name: "config", arity: -2, flags: flagLoading | flagAdmin, group: "server", since: "2.0.0", about: "A container for server configuration commands.", handle: func(c *conn, args [][]byte) { dispatchSub(c, "config", configTable, args) }},
 		{name: "info", arity: -1, flags: flagLoading | flagBarrier, group: "server", since: "1.0.0", about: "Returns information and statistics about the server.", handle: info},
 		{name: "time", arity: 1, flags: flagLoading | flagFast, group: "server", since: "2.6.0", about: "Returns the server time.", handle: timeNow},
@@ -204,6 +204,7 @@ func init() {
 		{"set", -4, configSet},
 		{"resetstat", 2, func(c *conn, _ [][]byte) { c.out.ok() }},
 		{"rewrite", 2, func(c *conn, _ [][]byte) { c.out.error("ERR The server is running without a config file") }},
+		{"help", 2, configHelp},
 	}
 }
 
@@ -239,168 +240,89 @@ func (s *Server) settings() map[string]string {
 
 func configGet(c *conn, args [][]byte) {
 	all := c.srv.settings()
-	var names []string
-	for name := range all {
-		if slices.ContainsFunc(args[2:], func(p []byte) bool {
-			return globMatch([]byte(strings.ToLower(string(p))), []byte(name))
-		}) {
-			names = append(names, name)
+	found := map[string]string{} // by the name that is answered: the client's own spelling, where it is no pattern
+	for _, arg := range args[2:] {
+		pattern := strings.ToLower(string(arg))
+		if value, known := all[pattern]; known {
+			found[string(arg)] = value
+			continue
+		}
+		for name, value := range all {
+			if globMatch([]byte(pattern), []byte(name)) {
+				found[name] = value
+			}
 		}
 	}
-	slices.Sort(names)
-	c.out.mapHeader(len(names))
-	for _, name := range names {
+	c.out.mapHeader(len(found))
+	for _, name := range slices.Sorted(maps.Keys(found)) {
 		c.out.bulkString(name)
-		c.out.bulkString(all[name])
+		c.out.bulkString(found[name])
 	}
 }
 
+// setting is one that CONFIG SET changes.
+type setting struct {
+	low, high int64
+	set       func(s *Server, n int64)
+}
+
+var changeable = map[string]setting{
+	"timeout":          {0, math.MaxInt32, func(s *Server, n int64) { s.idleTimeout.Store(n * int64(time.Second)) }},
+	"maxclients":       {1, 1 << 20, func(s *Server, n int64) { s.maxClients.Store(n) }},
+	"replica-priority": {0, math.MaxInt32, func(s *Server, n int64) { s.priority.Store(n) }},
+}
+
+// configSet changes all that it names, or nothing.
 func configSet(c *conn, args [][]byte) {
 	if len(args)%2 != 0 {
-		c.out.error("ERR wrong number of arguments for 'config|set' command")
+		c.out.error(errSyntax)
 		return
 	}
-	var apply []func()
+	values := map[string]int64{}
 	for i := 2; i < len(args); i += 2 {
 		name := strings.ToLower(string(head(args[i], 64)))
+		if name == "slave-priority" {
+			name = "replica-priority"
+		}
+		to, possible := changeable[name]
+		_, known := c.srv.settings()[name]
+		_, twice := values[name]
 		n, number := parseInt(args[i+1])
+		why := ""
 		switch {
-		case name == "timeout" && number && n >= 0 && n <= math.MaxInt32:
-			apply = append(apply, func() { c.srv.idleTimeout.Store(n * int64(time.Second)) })
-		case name == "maxclients" && number && n > int64(mostClients()) && n <= 1<<20:
-			c.out.errorf("ERR CONFIG SET failed (possibly related to argument '%s') - The operating system is not able to handle the specified number of clients, try with %d", name, mostClients())
+		case !known:
+			c.out.errorf("ERR Unknown option or number of arguments for CONFIG SET - '%s'", head(args[i], 128))
 			return
-		case name == "maxclients" && number && n >= 1 && n <= 1<<20:
-			apply = append(apply, func() { c.srv.maxClients.Store(n) })
-		case (name == "replica-priority" || name == "slave-priority") && number && n >= 0 && n <= math.MaxInt32:
-			apply = append(apply, func() { c.srv.priority.Store(n) })
-		case name == "timeout", name == "maxclients", name == "replica-priority", name == "slave-priority":
-			c.out.errorf("ERR CONFIG SET failed (possibly related to argument '%s') - argument must be an integer in range", name)
-			return
-		default:
-			if _, known := c.srv.settings()[name]; known {
-				c.out.errorf("ERR CONFIG SET failed (possibly related to argument '%s') - can't set immutable config", name)
-			} else {
-				c.out.errorf("ERR Unknown option or number of arguments for CONFIG SET - '%s'", name)
-			}
+		case !possible:
+			why = "can't set immutable config"
+		case twice:
+			why = "duplicate parameter"
+		case !number:
+			why = "argument couldn't be parsed into an integer"
+		case n < to.low || n > to.high:
+			why = fmt.Sprintf("argument must be between %d and %d inclusive", to.low, to.high)
+		case name == "maxclients" && n > int64(mostClients()):
+			why = fmt.Sprintf("The operating system is not able to handle the specified number of clients, try with %d", mostClients())
+		}
+		if why != "" {
+			c.out.errorf("ERR CONFIG SET failed (possibly related to argument '%s') - %s", name, why)
 			return
 		}
+		values[name] = n
 	}
-	for _, set := range apply {
-		set()
+	for name, n := range values {
+		changeable[name].set(c.srv, n)
 	}
 	c.out.ok()
 }
 
-func commandCommand(c *conn, args [][]byte) {
-	switch {
-	case len(args) == 1:
-		listCommands(c, nil)
-	case is(args[1], "count") && len(args) == 2:
-		c.out.int(int64(len(commands)))
-	case is(args[1], "info"):
-		listCommands(c, args[2:])
-	case is(args[1], "docs"):
-		documentCommands(c, args[2:])
-	case is(args[1], "list") && len(args) == 2:
-		names := commandNames()
-		c.out.array(len(names))
-		for _, name := range names {
-			c.out.bulkString(name)
-		}
-	case is(args[1], "count"), is(args[1], "list"):
-		c.out.errorf("ERR wrong number of arguments for 'command|%s' command", strings.ToLower(string(args[1])))
-	default:
-		c.out.errorf("ERR unknown subcommand '%s'. Try COMMAND HELP.", head(args[1], 128))
-	}
-}
-
-func commandNames() []string {
-	names := make([]string, 0, len(commands))
-	for name := range commands {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
-}
-
-// listCommands answers COMMAND and COMMAND INFO; names nil or empty means all.
-func listCommands(c *conn, names [][]byte) {
-	if len(names) == 0 {
-		all := commandNames()
-		c.out.array(len(all))
-		for _, name := range all {
-			commands[name].describe(&c.out)
-		}
-		return
-	}
-	c.out.array(len(names))
-	for _, name := range names {
-		if cmd := lookup(name); cmd != nil {
-			cmd.describe(&c.out)
-		} else {
-			c.out.nullArray()
-		}
-	}
-}
-
-func (cmd *command) describe(w *writer) {
-	var words []string
-	add := func(f flags, word string) {
-		if cmd.flags&f != 0 {
-			words = append(words, word)
-		}
-	}
-	switch {
-	case cmd.check != nil:
-		words = append(words, "write")
-	case cmd.read != nil:
-		words = append(words, "readonly")
-	}
-	add(flagAdmin, "admin")
-	add(flagLoading, "loading")
-	add(flagNoAuth, "no_auth")
-	add(flagFast, "fast")
-	w.array(10)
-	w.bulkString(cmd.name)
-	w.int(int64(cmd.arity))
-	w.setHeader(len(words))
-	for _, word := range words {
-		w.status(word)
-	}
-	for _, k := range cmd.keys {
-		w.int(int64(k))
-	}
-	w.setHeader(1)
-	w.status("@" + cmd.group)
-	w.array(0) // tips
-	w.array(0) // key specifications
-	w.array(0) // subcommands
-}
-
-// documentCommands answers COMMAND DOCS; unknown names are left out, as Redis does.
-func documentCommands(c *conn, names [][]byte) {
-	var found []*command
-	for _, name := range names {
-		if cmd := lookup(name); cmd != nil {
-			found = append(found, cmd)
-		}
-	}
-	if len(names) == 0 {
-		for _, name := range commandNames() {
-			found = append(found, commands[name])
-		}
-	}
-	w := &c.out
-	w.mapHeader(len(found))
-	for _, cmd := range found {
-		w.bulkString(cmd.name)
-		w.mapHeader(3)
-		for _, field := range [][2]string{{"summary", cmd.about}, {"since", cmd.since}, {"group", cmd.group}} {
-			w.bulkString(field[0])
-			w.bulkString(field[1])
-		}
-	}
+func configHelp(c *conn, _ [][]byte) {
+	c.out.help("CONFIG <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+		"GET <pattern>", "    Return parameters matching the glob-like <pattern> and their values.",
+		"SET <directive> <value>", "    Set the configuration <directive> to <value>: timeout, maxclients or replica-priority.",
+		"RESETSTAT", "    Accepted; nothing is reset.",
+		"REWRITE", "    An error: there is no configuration file.",
+		"HELP", "    Print this help.")
 }
 
 // newRunID returns 40 hex digits that are new at each start.

@@ -158,7 +158,7 @@ func (c *conn) refusal(cmd *command, args [][]byte) string {
 	switch {
 	case cmd == nil:
 		return unknownCommand(args)
-	case (cmd.arity > 0 && len(args) != cmd.arity) || len(args) < -cmd.arity:
+	case !cmd.takes(len(args)):
 		return "ERR wrong number of arguments for '" + cmd.name + "' command"
 	case !c.authed && cmd.flags&flagNoAuth == 0:
 		return errNoAuth
@@ -169,6 +169,9 @@ func (c *conn) refusal(cmd *command, args [][]byte) string {
 	}
 	return ""
 }
+
+// takes reports whether a command may have n arguments, its name included.
+func (cmd *command) takes(n int) bool { return n == cmd.arity || cmd.arity < 0 && n >= -cmd.arity }
 
 // readOnly refuses a write on a follower, and says where to go.
 func (s *Server) readOnly() string {
@@ -213,11 +216,13 @@ func (c *conn) answer(fn func()) {
 func unknownCommand(args [][]byte) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "ERR unknown command '%s', with args beginning with: ", head(args[0], 128))
+	from := b.Len()
 	for _, a := range args[1:] {
-		if b.Len() > 128+64 {
+		left := 128 - (b.Len() - from)
+		if left <= 0 {
 			break
 		}
-		fmt.Fprintf(&b, "'%s' ", head(a, 128))
+		fmt.Fprintf(&b, "'%s' ", head(a, left))
 	}
 	return b.String()
 }

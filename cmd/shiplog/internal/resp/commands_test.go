@@ -66,13 +66,15 @@ func TestReplies(t *testing.T) {
 			"CLIENT SETINFO LIB-NAME x", ok, "CLIENT SETINFO FOO x", "-ERR Unrecognized option 'FOO'\r\n", "CLIENT NO-EVICT ON", ok, "CLIENT FOO", "-ERR unknown subcommand 'FOO'. Try CLIENT HELP.\r\n",
 			"CLIENT SETNAME", "-ERR wrong number of arguments for 'client|setname' command\r\n", "CLIENT", arity("client"), "CLIENT KILL 1.2.3.4:5", "-ERR No such client\r\n", "CLIENT KILL ID 999", zero,
 		}},
-		{"client reply", []string{"CLIENT REPLY SKIP", "", "PING", "", "PING", "+PONG\r\n", "CLIENT REPLY OFF", "", "SET k v", "", "GET k", "", "CLIENT REPLY ON", ok, "GET k", "$1\r\nv\r\n"}},
+		{"client reply", []string{"CLIENT REPLY SKIP", "", "PING", "", "PING", "+PONG\r\n", "CLIENT REPLY OFF", "", "SET k v", "", "GET k", "", "CLIENT REPLY SKIP", "", "CLIENT REPLY ON", ok, "GET k", "$1\r\nv\r\n"}},
 		{"config", []string{
 			"CONFIG GET save", "*2\r\n$4\r\nsave\r\n$0\r\n\r\n", "CONFIG GET appendonly", "*2\r\n$10\r\nappendonly\r\n$3\r\nyes\r\n", "CONFIG GET nope", "*0\r\n", "CONFIG SET maxclients 100", ok,
 			"CONFIG SET save x", "-ERR CONFIG SET failed (possibly related to argument 'save') - can't set immutable config\r\n", "CONFIG SET nope x", "-ERR Unknown option or number of arguments for CONFIG SET - 'nope'\r\n",
+			"CONFIG SET maxclients 5 slave-priority 1 replica-priority 2", "-ERR CONFIG SET failed (possibly related to argument 'replica-priority') - duplicate parameter\r\n", "CONFIG GET maxclients", "*2\r\n$10\r\nmaxclients\r\n$3\r\n100\r\n",
+			"CONFIG SET maxclients 0", "-ERR CONFIG SET failed (possibly related to argument 'maxclients') - argument must be between 1 and 1048576 inclusive\r\n",
 			"CONFIG REWRITE", "-ERR The server is running without a config file\r\n",
 		}},
-		{"command", []string{"COMMAND INFO nope", "*1\r\n*-1\r\n", "COMMAND DOCS nope", "*0\r\n", "COMMAND INFO get", "*1\r\n*10\r\n$3\r\nget\r\n:2\r\n*2\r\n+readonly\r\n+fast\r\n:1\r\n:1\r\n:1\r\n*1\r\n+@string\r\n*0\r\n*0\r\n*0\r\n"}},
+		{"command", []string{"COMMAND INFO nope", "*1\r\n$-1\r\n", "COMMAND DOCS nope", "*0\r\n", "COMMAND INFO get", "*1\r\n*10\r\n$3\r\nget\r\n:2\r\n*2\r\n+readonly\r\n+fast\r\n:1\r\n:1\r\n:1\r\n*3\r\n+@read\r\n+@string\r\n+@fast\r\n*0\r\n*0\r\n*0\r\n"}},
 		{"hello", []string{
 			"HELLO 4", "-NOPROTO unsupported protocol version\r\n", "HELLO x", "-ERR Protocol version is not an integer or out of range\r\n", "HELLO 2 FOO", "-ERR Syntax error in HELLO option 'FOO'\r\n",
 			"HELLO 3 SETNAME a", "%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.2.0\r\n$5\r\nproto\r\n:3\r\n$2\r\nid\r\n:1\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n",

@@ -84,6 +84,8 @@ func selectDB(c *conn, args [][]byte) {
 	switch {
 	case !ok:
 		c.out.error(errNotInteger)
+	case n != int64(int32(n)):
+		c.out.error("ERR value is out of range, value must between -2147483648 and 2147483647")
 	case n != 0:
 		c.out.error(errDBRange)
 	default:
@@ -269,7 +271,9 @@ func clientReply(c *conn, args [][]byte) {
 	case is(args[2], "off"):
 		c.mute = true
 	case is(args[2], "skip"):
-		c.skip = c.seq + 1
+		if !c.mute { // else ON would go unanswered
+			c.skip = c.seq + 1
+		}
 	default:
 		c.out.error(errSyntax)
 	}
