@@ -44,7 +44,7 @@ func newPromote() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&addr, "http", "127.0.0.1:8380", "HTTP address of the node that is to lead")
-	cmd.Flags().BoolVar(&force, "force", false, "lead although too few voters promise: acknowledged writes may be lost")
+	cmd.Flags().BoolVar(&force, "force", false, "lead although too few voters promise, or begin another epoch where it leads already: acknowledged writes may be lost")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "change nothing; show who answers, and what this node lacks")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	flags.register(cmd.Flags())
