@@ -146,7 +146,7 @@ func (r *following) ends() error {
 		return err
 	case <-time.After(time.Minute):
 		r.cancel()
-		<-r.done //nolint:errcheck // it was told to
+		<-r.done
 		return errors.New("it goes on")
 	}
 }

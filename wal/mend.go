@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +74,7 @@ func Mend(ctx context.Context, dir string, o *Options, fetch MendSource) (*MendR
 	if err == nil {
 		err = m.proof(dir)
 	}
-	slices.SortFunc(m.report.Mended, func(a, b MendedRange) int { return int(int64(a.From) - int64(b.From)) })
+	slices.SortFunc(m.report.Mended, func(a, b MendedRange) int { return cmp.Compare(a.From, b.From) })
 	slices.Sort(m.report.Damaged)
 	if err = errors.Join(err, lock.Close()); err != nil {
 		err = fmt.Errorf("repair %s: %w", dir, err)

@@ -210,7 +210,9 @@ func TestClocks(t *testing.T) {
 	w.opts.Now = func() time.Time { return now }
 	steps(t, w.open, w.create)
 	times := []time.Time{
-		time.UnixMilli(1_600_000_000_000), {}, time.Unix(0, 0), time.Date(-3000, 1, 1, 0, 0, 0, 0, time.UTC), time.UnixMilli(1_700_000_000_500),
+		time.UnixMilli(1_600_000_000_000),
+		{},
+		time.Unix(0, 0), time.Date(-3000, 1, 1, 0, 0, 0, 0, time.UTC), time.UnixMilli(1_700_000_000_500),
 		time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC), time.Unix(0, 0), time.Date(292_000_000, 1, 1, 0, 0, 0, 0, time.UTC), time.UnixMilli(math.MinInt64), time.UnixMilli(1_800_000_000_000),
 	}
 	for _, now = range times {
