@@ -208,3 +208,63 @@ func TestFilesCutShort(t *testing.T) {
 		t.Errorf("%d keys, want %d", len(got), len(m))
 	}
 }
+
+// TestDerivedFiles loses, empties, shortens and garbles each file that is derived from the log or may be forgotten, one at a time: the database opens and has everything.
+func TestDerivedFiles(t *testing.T) {
+	opts := &engine.Options{FS: waltest.NewDisk(), SegmentSize: 64 << 10, Compression: engine.NoCompression, SpaceFactor: -1}
+	m := filled(t, opts, "db")
+	db := open(t, "db", opts)
+	db.HoldSlot(wal.NodeID{1}, "f", db.Log().Tail())
+	db.ReleaseSlot(wal.NodeID{1})
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	good := opts.FS.(*waltest.Disk).Kill()
+	seen := map[string]bool{}
+	for name, p := range good.Files() {
+		base := filepath.Base(name)
+		if filepath.Ext(name) == ".seg" || base == "node" || base == "node.tmp" || base == "mark" || base == "LOCK" {
+			continue
+		}
+		seen[base] = true
+		junk := make([]byte, len(p))
+		for i := range junk {
+			junk[i] = p[i] ^ byte(i*7+1)
+		}
+		for what, damage := range map[string]func(d *waltest.Disk) error{
+			"is missing":  func(d *waltest.Disk) error { return d.Remove(name) },
+			"is empty":    func(d *waltest.Disk) error { return d.WriteFile(name, nil) },
+			"is shorter":  func(d *waltest.Disk) error { return d.WriteFile(name, p[:len(p)/2]) },
+			"is junk":     func(d *waltest.Disk) error { return d.WriteFile(name, junk) },
+			"is of zeros": func(d *waltest.Disk) error { return d.WriteFile(name, make([]byte, len(p))) },
+			"is longer":   func(d *waltest.Disk) error { return d.WriteFile(name, append(p[:len(p):len(p)], junk...)) },
+		} {
+			o := *opts
+			disk := good.Kill()
+			o.FS = disk
+			if err := damage(disk); err != nil {
+				t.Fatal(err)
+			}
+			db, err := engine.Open("db", &o)
+			if err != nil {
+				t.Errorf("%s %s: %v", name, what, err)
+				continue
+			}
+			waitFor(t, "all is read", func() bool {
+				it := db.NewIter(nil)
+				for ok := it.First(); ok; ok = it.Next() {
+				}
+				return it.Close() == nil
+			})
+			if got := state(t, db); !maps.Equal(got, m) {
+				t.Errorf("%s %s: %d keys, want %d", name, what, len(got), len(m))
+			}
+			if err := db.Close(); err != nil {
+				t.Errorf("%s %s: close: %v", name, what, err)
+			}
+		}
+	}
+	if !seen["slots"] || len(seen) < 4 {
+		t.Errorf("there are %v", seen)
+	}
+}
