@@ -90,6 +90,23 @@ func withoutDescriptors(f waltest.Fault) (hits, refused int, err error) {
 	return hits, refused, survive(w, d.Crash(0))
 }
 
+// TestQuota: a user's share of a disk that is used up is a full disk, and no more.
+func TestQuota(t *testing.T) {
+	d := waltest.NewDisk()
+	w := newWorld(d, dbDir)
+	steps(t, w.open, w.create, func() error { return w.append(true, []int{100}) })
+	in := d.Inject(waltest.Fault{Op: waltest.OpAllocate | waltest.OpCreate, Err: syscall.EDQUOT, Times: waltest.Forever})
+	var err error
+	for i := 0; err == nil && i < 1000; i++ {
+		err = w.append(i%4 == 0, []int{3000})
+	}
+	if !errors.Is(err, wal.ErrNoSpace) || !errors.Is(err, syscall.EDQUOT) || w.log.Err() != nil {
+		t.Fatalf("%v; the log: %v", err, w.log.Err())
+	}
+	in.End()
+	steps(t, func() error { return w.append(true, repeat(50, 3000)...) }, func() error { return w.check(w.log) }, w.close)
+}
+
 // TestFileSizeLimit writes under a limit of the size of files (RLIMIT_FSIZE), in a process of its own: that is a full disk, and no more.
 func TestFileSizeLimit(t *testing.T) {
 	const env = "SHIPLOG_TEST_FSIZE"
@@ -195,6 +212,9 @@ func TestReadOnlyMount(t *testing.T) {
 	got, err := contents(l)
 	if err != nil || len(got) < w.synced {
 		t.Errorf("opened for reading: %d items, %d were acknowledged: %v", len(got), w.synced, err)
+	}
+	if r, err := wal.Verify(t.Context(), w.dir, &o); err != nil || !r.OK() {
+		t.Errorf("verify: %+v, %v", r, err)
 	}
 	steps(t, l.Close, m.Restart)
 	w.log = nil
