@@ -209,7 +209,8 @@ func (a *ahead) append(base, head wal.LSN) error {
 		return nil // the next look removes it
 	}
 	var path *fs.PathError
-	if !errors.Is(err, wal.ErrInvalid) && !errors.Is(err, wal.ErrEpoch) && !errors.As(err, &path) {
+	alien := errors.Is(err, wal.ErrInvalid) || errors.Is(err, wal.ErrEpoch) || errors.Is(err, wal.ErrDatabase)
+	if !alien && !errors.As(err, &path) {
 		return fmt.Errorf("ship: append at %s: %w", log.Head(), err)
 	}
 	a.f.opts.Logger.Error("a fetched segment does not fit: it is given up", "segment_lsn", base.String(), "error", err)

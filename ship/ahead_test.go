@@ -296,3 +296,53 @@ func TestAheadOnlyCommitted(t *testing.T) {
 		}
 	})
 }
+
+// TestPiece: a piece is the bytes asked for and no others, of no bytes the digest there; it is refused above what is committed, below the tail, inside a segment,
+// and of another database.
+func TestPiece(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLeaderNode(t)
+		l.fill(t, 6*testSegment, rand.New(rand.NewPCG(5, 5)))
+		if err := l.log.TrimBefore(testSegment); err != nil {
+			t.Fatal(err)
+		}
+		l.mu.Lock()
+		l.committed = 4*testSegment + 100
+		l.mu.Unlock()
+		c := startLeader(t, l, nil)
+		defer c.stop()
+		ask := func(db wal.DatabaseID, from, until wal.LSN) ([]byte, wal.Digest, int, error) {
+			var down *stream
+			nc, err := c.ln.dial(func(_, d *stream) { down = d })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			p, digest, err := ship.PieceFrom(t.Context(), nc, db, from, until)
+			down.mu.Lock()
+			defer down.mu.Unlock()
+			return p, digest, down.written, err
+		}
+		for _, until := range []wal.LSN{2 * testSegment, 2*testSegment + 5000, 4 * testSegment} {
+			p, digest, sent, err := ask(l.log.DatabaseID(), 2*testSegment, until)
+			want, e := l.log.DigestAt(2 * testSegment)
+			if err != nil || e != nil || digest != want || !bytes.Equal(p, content(t, l.log, 2*testSegment, until)) {
+				t.Errorf("up to %s: %d bytes, digest %s, want %s: %v %v", until, len(p), digest, want, err, e)
+			}
+			if over := sent - len(p); over > 2000 {
+				t.Errorf("up to %s: %d bytes more were sent", until, over)
+			}
+		}
+		if p, _, _, err := ask(l.log.DatabaseID(), 4*testSegment, 5*testSegment); err == nil || len(p) > 100 {
+			t.Errorf("%d bytes above what is committed: %v", len(p), err)
+		}
+		for want, from := range map[error]wal.LSN{ship.ErrBehind: 5 * testSegment, ship.ErrTrimmed: 0, ship.ErrProtocol: 2*testSegment + 128} {
+			if p, _, _, err := ask(l.log.DatabaseID(), from, 5*testSegment); !errors.Is(err, want) || len(p) != 0 {
+				t.Errorf("from %s: %d bytes, %v, want %v", from, len(p), err, want)
+			}
+		}
+		if _, _, _, err := ask(wal.DatabaseID{1}, 2*testSegment, 3*testSegment); !errors.Is(err, ship.ErrDatabase) {
+			t.Errorf("another database: %v", err)
+		}
+	})
+}

@@ -1,6 +1,11 @@
 package ship
 
-import "shiplog/wal"
+import (
+	"context"
+	"net"
+
+	"shiplog/wal"
+)
 
 // The pure decisions, for the tables of the external tests.
 
@@ -42,3 +47,19 @@ func Transcript(dialer, acceptor []byte) *transcript {
 func (t *transcript) DialerProof(secret []byte) [32]byte   { return t.prove(secret, labelDialer) }
 func (t *transcript) AcceptorProof(secret []byte) [32]byte { return t.prove(secret, labelAcceptor) }
 func (t *transcript) Keys(secret []byte) (d, a uint64)     { return t.keys(secret) }
+
+// PieceFrom asks for the bytes [from, until) over a connection, and returns them with the digest before them.
+func PieceFrom(ctx context.Context, nc net.Conn, database wal.DatabaseID, from, until wal.LSN) (p []byte, digest wal.Digest, err error) {
+	o, err := (&FollowerOptions{Dial: func(context.Context) (net.Conn, error) { return nc, nil }}).withDefaults()
+	if err != nil {
+		return nil, 0, err
+	}
+	w, err := pieceFrom(ctx, nc, &o, database, from, until, func(b []byte) error {
+		p = append(p, b...)
+		return nil
+	})
+	if w != nil {
+		digest = w.Digest
+	}
+	return p, digest, err
+}

@@ -77,7 +77,7 @@ type FollowerOptions struct {
 	// what comes next in this log, it is copied from the first of them that still has it, and this node does not start over.
 	Siblings func() ([]string, *CallOptions)
 	// AheadDir, when set, with Siblings, is a directory of this follower's alone, made when it is needed, on the disk of the log. Segments that siblings have are fetched into it while
-	// the upstream sends what is before them. What an earlier run has left there is used. It takes no more room than the log will.
+	// the upstream sends what is before them. What an earlier run has left there is used. Together they take three segments more than the log will.
 	AheadDir string
 	// AheadBytes is how much of the log must be missing for that, two segments at the least. Zero: 64 MiB.
 	AheadBytes int64
