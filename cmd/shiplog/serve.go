@@ -126,7 +126,7 @@ func (n *node) run(ctx context.Context, ports *listeners) error {
 		go func() { failed <- wrap("ship", n.leader.Serve(ports.ship)) }() // ends by leader.Shutdown
 	}
 	clients := resp.New(resp.Options{
-		Store: store{n.db}, Node: n, Password: cfg.Password, MaxClients: cfg.MaxClients, ClientMemory: cfg.ClientMemory,
+		Store: store{n.db, &fullDisk{log: n.log}}, Node: n, Password: cfg.Password, MaxClients: cfg.MaxClients, ClientMemory: cfg.ClientMemory,
 		IdleTimeout: cfg.ClientTimeout, Logger: n.log,
 	})
 	n.clients = clients.Stats

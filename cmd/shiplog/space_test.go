@@ -46,6 +46,9 @@ func TestFullDisk(t *testing.T) {
 		return nil
 	}
 	keys := fill("a")
+	n.until("the log says why writes are refused", func() bool {
+		return strings.Contains(n.stderr.String(), "disk full, writes are refused until there is room")
+	})
 	if v, err := client.Get(ctx, keys[3]).Result(); err != nil || v != value {
 		t.Fatalf("GET on a full disk: %d bytes, %v", len(v), err)
 	}

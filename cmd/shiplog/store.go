@@ -11,7 +11,10 @@ import (
 )
 
 // store is the database as the RESP server asks for it.
-type store struct{ db *engine.DB }
+type store struct {
+	db   *engine.DB
+	full *fullDisk // nil: nobody is told
+}
 
 var _ resp.Store = store{}
 
@@ -134,11 +137,15 @@ func (b batch) DeleteAll() { b.DeleteRange(nil, nil) }
 func (s store) NewBatch() resp.Batch { return batch{new(engine.Batch)} }
 
 func (s store) Commit(ctx context.Context, b resp.Batch) (resp.Position, error) {
-	return position(s.db.Commit(ctx, b.(batch).Batch, engine.Default))
+	p, err := s.db.Commit(ctx, b.(batch).Batch, engine.Default)
+	s.full.note(time.Now, err)
+	return position(p, err)
 }
 
 func (s store) Update(ctx context.Context, fn func(tx resp.Tx) error) (resp.Position, error) {
-	return position(s.db.Update(ctx, engine.Default, func(tx *engine.Tx) error { return fn(transaction{tx}) }))
+	p, err := s.db.Update(ctx, engine.Default, func(tx *engine.Tx) error { return fn(transaction{tx}) })
+	s.full.note(time.Now, err)
+	return position(p, err)
 }
 
 func (s store) NewWatch() resp.Watch { return watch{s.db.NewWatch()} }

@@ -36,7 +36,7 @@ func TestExpiryCountsFromLogTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := resp.New(resp.Options{Store: store{db}, Node: &node{cfg: new(config.Node), db: db}})
+	srv := resp.New(resp.Options{Store: store{db: db}, Node: &node{cfg: new(config.Node), db: db}})
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }() // ends by Shutdown
 	c := redis.NewClient(&redis.Options{
