@@ -461,12 +461,16 @@ func (l *Leader) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	l.mu.Lock()
+	cut := len(l.sessions)
 	for _, s := range l.sessions {
 		s.fail(refuse(CodeShutdown, ""))
 		_ = s.c.nc.Close()
 	}
 	l.mu.Unlock()
 	<-done
+	if cut == 0 {
+		return nil
+	}
 	return ctx.Err()
 }
 

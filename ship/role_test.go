@@ -277,6 +277,22 @@ func TestShutdownDrains(t *testing.T) {
 	})
 }
 
+// Shutdown whose time is up does not say that it cut followers off where there were none.
+func TestShutdownWithoutFollowers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		l := smallLog(t, seeded(t, 8))
+		for range 20 {
+			c := startLeader(t, l, nil)
+			if err := c.leader.Shutdown(over); err != nil {
+				t.Fatalf("without followers: %v", err)
+			}
+			c.stop()
+		}
+	})
+}
+
 // A node that comes back while its old connection lingers takes its place: PeerGone of the old comes first.
 func TestSecondConnectionReplacesTheFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
