@@ -9,12 +9,17 @@ import (
 // This file is how one segment ends and the next one begins.
 
 // roll seals the tip and begins the next segment. Everything through the seal is durable before the next header is
-// written. mu is held, nothing is packed.
+// written, also where the seal is a peer's that this node has followed until now. mu is held, nothing is packed.
 func (l *Log) roll(now int64) error {
-	if l.cur.at < l.tip.end() {
-		if err := l.seal(); err != nil {
-			return err
-		}
+	var err error
+	switch {
+	case l.cur.at < l.tip.end():
+		err = l.seal()
+	case l.Durable() < l.cur.at:
+		err = l.syncHeld()
+	}
+	if err != nil {
+		return err
 	}
 	h := l.nextHeader(now)
 	return l.beginSegment(&h)

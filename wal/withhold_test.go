@@ -202,6 +202,42 @@ func TestLeadFromAhead(t *testing.T) {
 	}
 }
 
+// TestLeadFromASealedEnd begins an epoch where what was received ends with a segment, and is not synced: its last bytes must be before the next
+// header is, and before they count as durable.
+func TestLeadFromASealedEnd(t *testing.T) {
+	p := sourceLog(t, 3)
+	for ends := 1; ends <= 3; ends++ {
+		d := waltest.NewDisk()
+		l, err := openAhead(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := receive(l, p, ends*wal.MinSegmentSize, func() int { return 50_000 }); err != nil {
+			t.Fatal(err)
+		}
+		if want := wal.LSN(ends * wal.MinSegmentSize); l.Head() != want || l.Durable() == want {
+			t.Fatalf("received up to %v of %v, durable up to %v", l.Head(), want, l.Durable())
+		}
+		if _, err := l.StartEpoch(wal.MakeEpoch(2, 0), wal.Rule{}); err != nil {
+			t.Fatal(err)
+		}
+		head := l.Head()
+		if l.Durable() != head {
+			t.Errorf("durable up to %v of %v", l.Durable(), head)
+		}
+		d = d.Crash(0)
+		_ = l.Close()
+		if l, err = openAhead(d); err != nil {
+			t.Fatalf("after a power cut, with %d segments: %v", ends, err)
+		}
+		got := make([]byte, ends*wal.MinSegmentSize)
+		if _, err := l.ReadAt(got, 0); err != nil || l.Head() != head || !bytes.Equal(got, p[:len(got)]) {
+			t.Errorf("after a power cut, with %d segments: head %v of %v, same bytes %v, %v", ends, l.Head(), head, bytes.Equal(got, p[:len(got)]), err)
+		}
+		_ = l.Close()
+	}
+}
+
 // lastFrame returns the bytes of the last frame of a log.
 func lastFrame(l *wal.Log) []byte {
 	r := l.NewReader(l.Tail())
