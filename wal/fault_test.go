@@ -406,6 +406,9 @@ func fill(d *waltest.Disk, more, less func()) error {
 	if err := w.control(&wal.FormatRecord{}, 6, true); err != nil {
 		return fmt.Errorf("a control record, for which there is a reserve: %w", err)
 	}
+	if err := w.log.Promise(wal.MakeEpoch(9, 0)); err != nil {
+		return fmt.Errorf("a promise, without which nobody else can lead: %w", err)
+	}
 	more()
 	for i := range 10 {
 		if err := w.append(true, []int{1000 + i}); err != nil {
