@@ -80,17 +80,25 @@ func reset(c *conn, _ [][]byte) {
 }
 
 func selectDB(c *conn, args [][]byte) {
-	n, ok := parseInt(args[1])
+	if refusal := checkDB(args[1]); refusal != "" {
+		c.out.error(refusal)
+		return
+	}
+	c.out.ok()
+}
+
+// checkDB refuses every database but 0.
+func checkDB(arg []byte) (refusal string) {
+	n, ok := parseInt(arg)
 	switch {
 	case !ok:
-		c.out.error(errNotInteger)
+		return errNotInteger
 	case n != int64(int32(n)):
-		c.out.error("ERR value is out of range, value must between -2147483648 and 2147483647")
+		return "ERR value is out of range, value must between -2147483648 and 2147483647"
 	case n != 0:
-		c.out.error(errDBRange)
-	default:
-		c.out.ok()
+		return errDBRange
 	}
+	return ""
 }
 
 func auth(c *conn, args [][]byte) {

@@ -144,11 +144,8 @@ func checkCopy(s *Server, args [][]byte) (bool, string) {
 		case is(args[i], "replace"):
 		case is(args[i], "db") && i+1 < len(args):
 			i++
-			switch n, ok := parseInt(args[i]); {
-			case !ok:
-				return true, errNotInteger
-			case n != 0:
-				return true, errDBRange
+			if refusal := checkDB(args[i]); refusal != "" {
+				return true, refusal
 			}
 		default:
 			return true, errSyntax
