@@ -37,6 +37,9 @@ func (v view) after(i int) wal.LSN {
 	return v.end
 }
 
+// begins reports whether entry i is there and begins at an LSN.
+func (v view) begins(i int, at wal.LSN) bool { return i < len(v.history) && v.history[i].Start == at }
+
 // newest returns the newest entries that a message can carry.
 func newest(h []wal.HistoryEntry) []wal.HistoryEntry {
 	if len(h) > MaxHistory {
@@ -85,8 +88,8 @@ func findFork(up, down view, segmentSize uint64) fork {
 				break
 			}
 			f := fork{at: min(up.after(i), down.after(j)), shared: true}
-			if base := f.at &^ wal.LSN(segmentSize-1); f.at == base+wal.HeaderSize && (i+1 < len(up.history) || j+1 < len(down.history)) {
-				f.at = base // the segment's header names the epoch that begins behind it
+			if base := f.at &^ wal.LSN(segmentSize-1); f.at == base+wal.HeaderSize && (up.begins(i+1, f.at) || down.begins(j+1, f.at)) {
+				f.at = base // the segment's header may name the epoch that begins behind it
 			}
 			f.next = named(up.history[i+1:], down)
 			return f

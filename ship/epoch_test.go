@@ -60,6 +60,14 @@ func TestPlace(t *testing.T) {
 			up:   ship.NewView(hist(e(1, 0, 0x80, 10), e(1, 1, 0x900, 11)), 0, 0x960), down: ship.NewView(one, 0, 0x2000), err: ship.ErrDiverged, lsn: 0x900,
 		},
 		{
+			name: "the header of a segment is all there is, and later epochs begin further on", up: ship.NewView(hist(e(1, 0, 0x80, 10), e(2, 0, 0x4000, 20)), 0x2000, 0x5000),
+			down: ship.NewView(hist(e(1, 0, 0x2000, 10)), 0x2000, 0x2080), want: 0x2080,
+		},
+		{
+			name: "the end is a header, behind which another epoch begins", up: ship.NewView(hist(e(1, 0, 0x80, 10), e(2, 0, 0x2080, 20)), 0, 0x5000),
+			down: ship.NewView(one, 0, 0x2080), err: ship.ErrDiverged, lsn: 0x2000,
+		},
+		{
 			name: "two failovers in a row: the epoch between is the follower's alone",
 			up:   ship.NewView(hist(e(1, 0, 0x80, 10), e(3, 0, 0x900, 30)), 0, 0x5000),
 			down: ship.NewView(hist(e(1, 0, 0x80, 10), e(2, 0, 0x700, 20)), 0, 0x2000), err: ship.ErrDiverged, lsn: 0x700,
