@@ -108,7 +108,7 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 		}
 	}
 	if o.DryRun {
-		b, err := db.ballot(el)
+		b, err := db.ballot(el, false) // a delayed follower has applied no rule yet
 		if err != nil {
 			return nil, err
 		}
@@ -120,7 +120,7 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 		return nil, fmt.Errorf("promote: %w", err)
 	}
 	for range electAttempts {
-		b, err := db.ballot(el)
+		b, err := db.ballot(el, true)
 		if err != nil {
 			return nil, err
 		}
@@ -131,7 +131,7 @@ func (db *DB) PromoteWith(ctx context.Context, o PromoteOptions) (*Candidacy, er
 		if err := b.fetch(ctx, c); err != nil && !o.Force {
 			return c, fmt.Errorf("promote: %w", err)
 		}
-		now, err := db.ballot(el)
+		now, err := db.ballot(el, true)
 		switch {
 		case err != nil:
 			return c, err
@@ -207,9 +207,9 @@ func (q quorum) met(votes []NodeVote) bool {
 	return n >= q.need
 }
 
-// ballot makes an election by the rule and the history at the log's end. ErrLoading: the log was given up, to be copied anew, and the copy has not come
-// to the first rule yet. By none anybody might lead.
-func (db *DB) ballot(el Electorate) (*ballot, error) {
+// ballot makes an election by the history and the rule at the log's end; binding: there must be a rule, because by none anybody might lead.
+// ErrLoading: the log was given up, to be copied anew, and the copy has not come so far yet.
+func (db *DB) ballot(el Electorate, binding bool) (*ballot, error) {
 	m := &db.marks
 	m.mu.Lock()
 	rules, degraded := []wal.Rule{m.rule}, m.degraded != 0 // a span that has ended since would leave the whole rule in force
@@ -218,7 +218,7 @@ func (db *DB) ballot(el Electorate) (*ballot, error) {
 	}
 	m.mu.Unlock()
 	history := db.log.History()
-	if len(history) == 0 || rules[0].Level == 0 {
+	if len(history) == 0 || binding && rules[0].Level == 0 {
 		return nil, fmt.Errorf("promote: %w: the copy has only begun", ErrLoading)
 	}
 	last := history[len(history)-1].Leader
