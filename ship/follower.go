@@ -206,11 +206,7 @@ func (f *Follower) join(ctx context.Context, c *conn) (*Welcome, error) {
 			}
 			return nil, err
 		}
-		if !j.Empty && f.log.Recovery().MarkLost {
-			// Nobody knew how far this log was durable and committed. The upstream holds the same bytes up to its end.
-			f.opts.Logger.Warn("mark file lost, end confirmed by upstream", "end_lsn", j.End.String())
-			f.log.AcceptMark()
-		}
+		f.confirmed(j)
 		return m, c.start(f.opts.Timeout)
 	case *Refusal:
 		e := m.err()
@@ -226,6 +222,15 @@ func (f *Follower) join(ctx context.Context, c *conn) (*Welcome, error) {
 		return nil, e
 	}
 	return nil, refuse(CodeProtocol, "want a welcome or a refusal")
+}
+
+// confirmed lets a log whose mark file was lost be written again: nobody knew how far it was durable and committed, and the upstream holds, or has
+// held, the same bytes up to its end.
+func (f *Follower) confirmed(j *Join) {
+	if !j.Empty && f.log.Recovery().MarkLost {
+		f.opts.Logger.Warn("mark file lost, end confirmed by upstream", "end_lsn", j.End.String())
+		f.log.AcceptMark()
+	}
 }
 
 // position says who and where this node is.
@@ -374,6 +379,7 @@ func (f *Follower) startOver(j *Join, r *Error) error {
 	}
 	f.opts.Logger.Warn("starting over: the upstream's log begins behind the end of this one", "end_lsn", j.End.String(),
 		"upstream_tail_lsn", r.LSN.String())
+	f.confirmed(j)
 	if err := node.StartOver(); err != nil {
 		return fmt.Errorf("ship: start over: %w", err)
 	}

@@ -57,6 +57,45 @@ func TestStartOver(t *testing.T) {
 	})
 }
 
+// TestStartOverWithoutAMark: a follower whose mark file was lost takes nothing before an upstream has confirmed its end. One that has trimmed past that end
+// confirms it too, by the history that they share, and the follower starts over.
+func TestStartOverWithoutAMark(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(4, 5))
+		l := smallLog(t, rng)
+		c := startLeader(t, l, nil)
+		disk := waltest.NewDisk()
+		n := openNode(t, disk, "f")
+		f := c.follow(n, ship.FollowerOptions{}, nil)
+		f.reaches(l.log.Head())
+		f.stop()
+		disk = disk.Kill()
+		if err := disk.Remove("f/mark"); err != nil {
+			t.Fatal(err)
+		}
+		n = openNode(t, disk, "f")
+		if !n.log.Recovery().MarkLost {
+			t.Fatal("the mark is not lost")
+		}
+		l.fill(t, 4*testSegment, rng)
+		if err := l.log.TrimBefore(2 * testSegment); err != nil {
+			t.Fatal(err)
+		}
+		again, err := ship.NewFollower(restarter{n}, &ship.FollowerOptions{Dial: func(context.Context) (net.Conn, error) { return c.ln.dial(nil) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- again.Run(ctx) }()
+		until(t, "all is copied", func() bool { return n.log.Head() == l.log.Head() })
+		samePrefix(t, l.log, n.log)
+		cancel()
+		<-done
+		c.stop()
+	})
+}
+
 // TestStartOverAnotherHistory: without a history in common it is not for the follower to give its log up.
 func TestStartOverAnotherHistory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
