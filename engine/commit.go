@@ -297,23 +297,14 @@ func (db *DB) lead() {
 	p.mu.Unlock()
 
 	a, n := db.appendGroup(group, durable), len(group)
-	finish := func() {
-		db.indexRun(a)
-		clear(group)
-		p.mu.Lock()
-		p.spare = group[:0]
-		p.handOn()
-		p.mu.Unlock()
+	if durable && len(a.run) >= indexBeside && runtime.GOMAXPROCS(0) > 1 {
+		p.indexing.Go(func() { db.finish(a, group) }) // waited for below
+	} else {
+		db.finish(a, group)
 	}
 	if !durable {
-		finish()
 		db.flusher.kick()
 		return
-	}
-	if beside := len(a.run) >= indexBeside && runtime.GOMAXPROCS(0) > 1; beside {
-		p.indexing.Go(finish)
-	} else {
-		finish()
 	}
 	p.last = n // guarded by syncing
 	began := time.Now()
@@ -326,6 +317,17 @@ func (db *DB) lead() {
 		return
 	}
 	db.marks.synced(db.log.Durable())
+}
+
+// finish indexes what a group has appended, and hands the lead on.
+func (db *DB) finish(a appended, group []*commit) {
+	p := &db.pipe
+	db.indexRun(a)
+	clear(group)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.spare = group[:0]
+	p.handOn()
 }
 
 // indexBeside is from how many commits on a group is indexed beside its sync, by another goroutine: a wake-up costs as much as some ten of them.
@@ -344,13 +346,17 @@ func (db *DB) groupIsDurable() bool {
 	return slices.ContainsFunc(p.queue, db.needsDisk)
 }
 
+// idleLooks is how often gather looks in vain at the most. Looks, because time stands still for whoever never sleeps in a test of virtual time; it is some ten
+// microseconds, however long the last sync was.
+const idleLooks = 256
+
 // gather lets the writers of the last group, just woken, queue up again before the next one is taken: a sync for a few of them costs the
 // others a sync of waiting. It yields the processor until as many are there or, where no more come, for an eighth of a sync.
 func (p *pipeline) gather() {
 	if p.last < 2 {
 		return
 	}
-	seen, idle := -1, time.Time{}
+	seen, looks, idle := -1, 0, time.Time{}
 	for {
 		p.mu.Lock()
 		n := len(p.queue)
@@ -359,10 +365,11 @@ func (p *pipeline) gather() {
 		case n >= p.last:
 			return
 		case n != seen:
-			seen, idle = n, time.Now()
-		case time.Since(idle) > p.pause.took/8:
+			seen, looks, idle = n, 0, time.Now()
+		case looks == idleLooks || time.Since(idle) > p.pause.took/8:
 			return
 		}
+		looks++
 		runtime.Gosched()
 	}
 }

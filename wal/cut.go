@@ -119,7 +119,13 @@ func (l *Log) promiseOwn(e Epoch) error {
 
 // syncHeld syncs the tip while mu is held.
 func (l *Log) syncHeld() error {
-	if err := l.tipFile.file.Datasync(); err != nil {
+	l.writeGuard.begin()
+	err := l.tipFile.file.Datasync()
+	l.writeGuard.end()
+	if err == nil {
+		err = l.Err() // the answer came too late
+	}
+	if err != nil {
 		return l.poisonWith(fmt.Errorf("sync segment: %w", err))
 	}
 	l.raiseDurable(l.Head())
