@@ -69,12 +69,12 @@ func (l *Log) appendControl(c Control, epoch Epoch, sync bool) (Range, error) {
 	if err != nil {
 		return Range{}, err
 	}
-	now := max(l.nowMs(), l.cur.time)
-	if err := l.room(int64(frameSize(len(payload))+FrameHeaderSize), true, l.tooLate(now)); err != nil {
+	start := l.cur.at
+	a := appender{log: l, now: max(l.nowMs(), l.cur.time), sync: sync}
+	_, a.begins = c.(*EpochRecord)
+	if err := l.room(int64(frameSize(len(payload))+FrameHeaderSize), true, !a.fits(len(payload))); err != nil {
 		return Range{}, err
 	}
-	start := l.cur.at
-	a := appender{log: l, now: now, sync: sync}
 	if err := a.control(c, payload, epoch); err != nil {
 		return Range{}, err
 	}
@@ -87,8 +87,8 @@ func (l *Log) appendControl(c Control, epoch Epoch, sync bool) (Range, error) {
 // encodeControl encodes a control record, which must fit a frame.
 func (l *Log) encodeControl(c Control) ([]byte, error) {
 	payload, err := AppendControl(nil, c)
-	if err == nil && len(payload) > maxFrameRaw(l.SegmentSize()) {
-		err = fmt.Errorf("%w: control record of %d bytes, at most %d", ErrTooLarge, len(payload), maxFrameRaw(l.SegmentSize()))
+	if limit := maxControlSize(c, l.SegmentSize()); err == nil && len(payload) > limit {
+		err = fmt.Errorf("%w: control record of %d bytes, at most %d", ErrTooLarge, len(payload), limit)
 	}
 	return payload, err
 }
@@ -150,7 +150,7 @@ func (l *Log) measure(batches []*Batch) (need int64, urgent bool, err error) {
 		need += int64(n) + int64(2*(n/MaxSmallFrame)+2+large)*(FrameHeaderSize+frameAlign)
 	}
 	// What is left of a segment when a frame does not fit is lost to its seal.
-	lost := int64(HeaderSize + FrameHeaderSize + frameSize(longest))
+	lost := HeaderSize + FrameHeaderSize + int64(frameSize(longest)) + epochRoom(l.SegmentSize())
 	segments := need/(l.SegmentSize()-lost) + 1
 	need += segments * lost
 	if longest > MaxSmallFrame || need > MaxSmallFrame && l.tip.inside {
@@ -161,11 +161,12 @@ func (l *Log) measure(batches []*Batch) (need int64, urgent bool, err error) {
 
 // appender packs one group. The log's mutex is held.
 type appender struct {
-	log   *Log
-	now   int64 // log time
-	sync  bool
-	start LSN // of buf in the log
-	open  bool
+	log    *Log
+	now    int64 // log time
+	sync   bool
+	begins bool // what is packed begins an epoch
+	start  LSN  // of buf in the log
+	open   bool
 }
 
 // batch packs b, sharing a frame with what came before if it fits whole.
@@ -189,7 +190,7 @@ func (a *appender) batch(b *Batch) error {
 // neighbours one at least begins with a batch, and can become the tail.
 func (a *appender) makeClean(n int) error {
 	l := a.log
-	if !l.tip.inside || int64(n) < int64(l.tip.end()-l.cur.at)-int64(n/MaxSmallFrame+2)*(FrameHeaderSize+frameAlign) {
+	if !l.tip.inside || int64(n) < int64(l.tip.end()-l.cur.at)-epochRoom(l.SegmentSize())-int64(n/MaxSmallFrame+2)*(FrameHeaderSize+frameAlign) {
 		return nil
 	}
 	if err := a.flush(); err != nil {
@@ -281,17 +282,27 @@ func (a *appender) control(c Control, payload []byte, epoch Epoch) error {
 	return a.emit(payload, FlagControl|FlagFirst|FlagLast, epoch)
 }
 
+// fits reports whether a frame of n payload bytes may stand in the tip. What begins an epoch may stand where nothing else may, and it does not
+// go behind a seal to be told the right time: a leader of the epoch before may have gone on at the same place, and its log
+// must part from this one where the new epoch begins.
+func (a *appender) fits(n int) bool {
+	l := a.log
+	need := int64(frameSize(n)) + FrameHeaderSize
+	if !a.begins {
+		need += epochRoom(l.SegmentSize())
+	}
+	return need <= int64(l.tip.end()-l.cur.at) && (a.begins || !l.tooLate(a.now))
+}
+
 // fit makes sure that a frame of n payload bytes fits the tip, sealing it if not.
 func (a *appender) fit(n int) error {
-	l := a.log
-	left := int64(l.tip.end() - l.cur.at)
-	if int64(frameSize(n))+FrameHeaderSize <= left && !l.tooLate(a.now) {
+	if a.fits(n) {
 		return nil
 	}
 	if err := a.flush(); err != nil {
 		return err
 	}
-	return l.roll(a.now)
+	return a.log.roll(a.now)
 }
 
 // tooLate reports whether the tip's frames cannot hold a log time any more: the next one goes behind a seal.
@@ -315,7 +326,7 @@ func (a *appender) emit(payload []byte, flags Flags, epoch Epoch) error {
 	l.buf = grow(l.buf, FrameHeaderSize+bound+frameAlign)
 	dst := l.buf[at:]
 	m := frameMeta{raw: uint32(len(payload)), epoch: epoch, flags: flags, distance: noPromise}
-	m.time = uint32(a.now - l.cur.segTime)
+	m.time = uint32(min(a.now-l.cur.segTime, maxFrameTime))
 	var stored int
 	if flags&FlagControl != 0 {
 		stored = copy(dst[FrameHeaderSize:], payload)

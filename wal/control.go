@@ -18,10 +18,13 @@ const (
 
 // Limits of control records.
 const (
-	MaxVoters   = 64
-	MaxName     = 255  // bytes of a voter's name or address
-	MaxHistory  = 1024 // epochs in a tail record
-	maxControl  = 64<<10 - 1
+	MaxVoters  = 64
+	MaxName    = 255  // bytes of a voter's name or address
+	MaxHistory = 1024 // epochs in a tail record
+	maxControl = 64<<10 - 1
+
+	epochFields = 4 + 8 + 16 + 8 // of an epoch record, between its type and its rule
+	ruleFields  = 4 + 1 + 1      // of a rule, before its voters
 	historySize = 4 + 8 + 8 + 16
 )
 

@@ -318,6 +318,24 @@ func (m *frameMeta) layout(room int64, segmentSize int64) string {
 // maxFrameRaw returns the most raw bytes of a frame in a log of this segment size.
 func maxFrameRaw(segmentSize int64) int { return int(min(MaxFrameRaw, segmentSize/4)) }
 
+// epochRoom returns how many bytes before a segment's last frame header only the record that begins an epoch may take: the
+// largest one. Segments below 2 MiB have a 32nd of their size, and so smaller rules.
+func epochRoom(segmentSize int64) int64 {
+	const largest = epochFields + 1 + ruleFields + MaxVoters*(16+2*(1+MaxName))
+	return min(int64(frameSize(largest)), segmentSize/32)
+}
+
+// maxControlSize returns the most bytes of a control record like c in a log of this segment size.
+func maxControlSize(c Control, segmentSize int64) int {
+	switch room := int(epochRoom(segmentSize)) - FrameHeaderSize; c.(type) {
+	case *EpochRecord:
+		return room
+	case *RuleRecord: // the next epoch begins with its rule
+		return room - epochFields
+	}
+	return maxFrameRaw(segmentSize)
+}
+
 // frame turns a header as stored into what callers see.
 func (m *frameMeta) frame(at LSN, segmentTime int64) Frame {
 	f := Frame{
