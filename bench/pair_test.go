@@ -3,15 +3,21 @@ package bench
 import (
 	"bufio"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"shiplog/engine"
 	"shiplog/ship"
@@ -88,7 +94,7 @@ func child(tb testing.TB, host *nettest.Host, do ...string) []string {
 }
 
 // childLeader fills a log, ships it, and sends it as it is to whoever connects to a second address. size is how many bytes
-// of log it makes, of values of so many bytes, packed or not. It listens on an IP address, and prints both addresses, the log's end and the number of records.
+// of log it makes, of values of so many bytes, packed or not. It listens on an IP address, and prints both addresses, those for TLS, the log's end and the number of records.
 func childLeader(dir, size, value, packed, ip string) error {
 	wanted, err := strconv.ParseUint(size, 10, 64)
 	if err != nil {
@@ -126,24 +132,56 @@ func childLeader(dir, size, value, packed, ip string) error {
 	if err != nil {
 		return err
 	}
-	ln, err := net.Listen("tcp", ip+":0")
+	config, err := selfSigned()
 	if err != nil {
 		return err
 	}
-	bare, err := net.Listen("tcp", ip+":0")
-	if err != nil {
-		return err
+	served := make(chan error, 2)
+	for _, config := range []*tls.Config{nil, config} {
+		ln, err := listen(ip, config)
+		if err != nil {
+			return err
+		}
+		bare, err := listen(ip, config)
+		if err != nil {
+			return err
+		}
+		go func() { served <- leader.Serve(ln) }()  // ended by Shutdown
+		go sendBare(bare, db.Log(), db.Committed()) // ends with the process
+		fmt.Print(ln.Addr(), " ", bare.Addr(), " ")
 	}
-	served := make(chan error, 1)
-	go func() { served <- leader.Serve(ln) }()  // ended by Shutdown
-	go sendBare(bare, db.Log(), db.Committed()) // ends with the process
-	fmt.Println(ln.Addr(), bare.Addr(), uint64(db.Committed()), records+1)
+	fmt.Println(uint64(db.Committed()), records+1)
 	_, err = io.Copy(io.Discard, os.Stdin)
 	err = errors.Join(err, leader.Shutdown(context.Background()))
-	if e := <-served; !errors.Is(e, ship.ErrLeaderClosed) {
-		err = errors.Join(err, e)
+	for range cap(served) {
+		if e := <-served; !errors.Is(e, ship.ErrLeaderClosed) {
+			err = errors.Join(err, e)
+		}
 	}
 	return errors.Join(err, db.Close())
+}
+
+// listen listens on a port of its own, for TLS where there is a config.
+func listen(ip string, config *tls.Config) (net.Listener, error) {
+	ln, err := net.Listen("tcp", ip+":0")
+	if err == nil && config != nil {
+		ln = tls.NewListener(ln, config)
+	}
+	return ln, err
+}
+
+// selfSigned returns a server's config whose certificate nobody checks here.
+func selfSigned() (*tls.Config, error) {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, public, private)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: private}}}, nil
 }
 
 func sendBare(ln net.Listener, log *wal.Log, end wal.LSN) {

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,6 +25,8 @@ import (
 // source is a leader in a process of its own.
 type source struct {
 	addr, bare string        // it ships; it sends the bytes of its log
+	forTLS     [2]string     // the same over TLS
+	config     *tls.Config   // how to dial; nil: plain TCP
 	from       *nettest.Host // where it is reached from; nil: here
 	end        wal.LSN
 	records    float64
@@ -42,26 +46,37 @@ func startSourceOn(b *testing.B, host, from *nettest.Host, size int64, valueSize
 		ip = host.IP
 	}
 	said := child(b, host, "leader", b.TempDir(), strconv.FormatInt(size, 10), strconv.Itoa(valueSize), packed, ip)
-	if len(said) != 4 {
+	if len(said) != 6 {
 		b.Fatal(said)
 	}
-	end, err := strconv.ParseUint(said[2], 10, 64)
+	end, err := strconv.ParseUint(said[4], 10, 64)
 	if err != nil {
 		b.Fatal(err)
 	}
-	records, err := strconv.ParseFloat(said[3], 64)
+	records, err := strconv.ParseFloat(said[5], 64)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return source{said[0], said[1], from, wal.LSN(end), records}
+	return source{addr: said[0], bare: said[1], forTLS: [2]string{said[2], said[3]}, from: from, end: wal.LSN(end), records: records}
+}
+
+// overTLS is the same source, reached over TLS.
+func (s source) overTLS() source {
+	s.addr, s.bare = s.forTLS[0], s.forTLS[1]
+	s.config = &tls.Config{InsecureSkipVerify: true} // what is measured is the encryption
+	return s
 }
 
 func (s source) dial(ctx context.Context, addr string) (net.Conn, error) {
+	dial := new(net.Dialer).DialContext
 	if s.from != nil {
-		return s.from.DialContext(ctx, "tcp", addr)
+		dial = s.from.DialContext
 	}
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", addr)
+	c, err := dial(ctx, "tcp", addr)
+	if err == nil && s.config != nil {
+		c = tls.Client(c, s.config)
+	}
+	return c, err
 }
 
 // receiveBare takes the bytes of the source's log over a bare connection and drops them.
@@ -210,13 +225,17 @@ func shipSize(b *testing.B) int64 {
 }
 
 // BenchmarkShip ships a log that is in the page cache of a leader in another process to a new follower over loopback. In each
-// round, before it, the same bytes come by sendfile over a bare connection, and as many are written to a file and synced.
+// round, before it, the same bytes come over a bare connection, by sendfile or through TLS as the log will, and as many are written to a file and synced.
 func BenchmarkShip(b *testing.B) {
 	s := startSource(b, shipSize(b), 1000, "plain")
 	mb := float64(s.end) / 1e6
-	for _, kind := range []string{"log", "db"} {
+	for _, kind := range []string{"log", "db", "log/tls", "db/tls"} {
 		b.Run("follower="+kind, func(b *testing.B) {
 			r := rates{}
+			s, sent := s, "sendfile"
+			if strings.HasSuffix(kind, "/tls") {
+				s, sent = s.overTLS(), "tls"
+			}
 			for b.Loop() {
 				dir := b.TempDir()
 				unix.Sync() // what an earlier round has left to write
@@ -226,15 +245,15 @@ func BenchmarkShip(b *testing.B) {
 				}
 				unix.Sync()
 				bare := timed(1, func() { s.receiveBare(b) }) / 1e9
-				c := s.follow(b, dir, kind == "db")
+				c := s.follow(b, dir, strings.HasPrefix(kind, "db"))
 				if err := os.RemoveAll(dir); err != nil { // so that the next round finds pages that the machine has used before
 					b.Fatal(err)
 				}
-				r.add("sendfile-MB/s", mb/bare)
+				r.add(sent+"-MB/s", mb/bare)
 				r.add("disk-MB/s", mb/disk)
 				r.add("received-MB/s", mb/c.received)
 				r.add("durable-MB/s", mb/c.durable)
-				r.add("received-of-sendfile", bare/c.received)
+				r.add("received-of-"+sent, bare/c.received)
 				r.add("durable-of-slower", max(bare, disk)/c.durable)
 			}
 			r.report(b)
