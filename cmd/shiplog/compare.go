@@ -19,6 +19,8 @@ type side interface {
 	bounds(ctx context.Context) (database string, tail, head uint64, err error)
 	// digest returns the digest at the last boundary that is not above lsn.
 	digest(ctx context.Context, lsn uint64) (httpd.Digest, error)
+	// damage returns the first place of [from, to) where a directory does not hold what its digests speak of, or nil.
+	damage(ctx context.Context, from, to uint64) (*wal.CorruptError, error)
 	close()
 }
 
@@ -42,7 +44,9 @@ func newCompare() *cobra.Command {
 		Use:   "compare A B",
 		Short: "Compare two logs: identical up to an LSN, or the first difference",
 		Long: "Compare two logs by their digests. A and B are directories, read without locking them, or HTTP addresses of nodes.\n" +
-			"The digest at an LSN covers every byte before it, so that the first difference is found by bisection.\n\n" +
+			"The digest at an LSN covers every byte before it, so that the first difference is found by bisection. A digest is of\n" +
+			"what was written: of a directory every byte is then read and checked against it, while of a node its scrubber does that\n" +
+			"all the time.\n\n" +
 			"Exit codes: 0 identical as far as both reach, 1 a difference or a failure, 2 bad usage.",
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -86,7 +90,11 @@ func (c *comparison) print(cmd *cobra.Command) error {
 	case c.Differ == 0:
 		_, err = fmt.Fprintf(w, "different: %s\n", c.Reason)
 	default:
-		_, err = fmt.Fprintf(w, "identical up to LSN %d; the first difference is in what begins at LSN %d\n", c.To, c.Differ)
+		_, err = fmt.Fprintf(w, "identical up to LSN %d; the first difference is in what begins at LSN %d", c.To, c.Differ)
+		if c.Reason != "" {
+			_, err = fmt.Fprintf(w, ": %s", c.Reason)
+		}
+		_, err = fmt.Fprintln(w)
 	}
 	return err
 }
@@ -120,6 +128,19 @@ func (d dirSide) digest(_ context.Context, lsn uint64) (httpd.Digest, error) {
 	return digestBelow(d.log, wal.LSN(lsn))
 }
 
+func (d dirSide) damage(ctx context.Context, from, to uint64) (*wal.CorruptError, error) {
+	report, err := d.log.Verify(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range report.Damage {
+		if at := uint64(c.LSN); from <= at && at < to {
+			return c, nil
+		}
+	}
+	return nil, nil
+}
+
 func (d dirSide) close() { _ = d.log.Close() } // opened to be read only
 
 type nodeSide struct {
@@ -135,6 +156,8 @@ func (n nodeSide) bounds(ctx context.Context) (string, uint64, uint64, error) {
 func (n nodeSide) digest(ctx context.Context, lsn uint64) (httpd.Digest, error) {
 	return n.client.digest(ctx, n.addr, lsn)
 }
+
+func (nodeSide) damage(context.Context, uint64, uint64) (*wal.CorruptError, error) { return nil, nil }
 
 func (nodeSide) close() {}
 
@@ -167,9 +190,12 @@ func compare(ctx context.Context, a, b side) (*comparison, error) {
 		return x.LSN == y.LSN && x.Digest == y.Digest, x.LSN, err
 	}
 	equal, at, err := same(end)
-	if err != nil || equal {
-		c.Identical, c.To = equal, at
-		return c, err
+	if err != nil {
+		return nil, err
+	}
+	if equal {
+		c.Identical, c.To = true, at
+		return c, c.look(ctx, a, b)
 	}
 	equal, at, err = same(c.From)
 	if err != nil {
@@ -195,5 +221,19 @@ func compare(ctx context.Context, a, b side) (*comparison, error) {
 		}
 	}
 	c.To, c.Differ = at, at
-	return c, nil
+	return c, c.look(ctx, a, b)
+}
+
+// look holds the sides' bytes against the digests that were the same.
+func (c *comparison) look(ctx context.Context, sides ...side) error {
+	for _, s := range sides {
+		d, err := s.damage(ctx, c.From, c.To)
+		if err != nil {
+			return err
+		}
+		if d != nil {
+			c.Identical, c.To, c.Differ, c.Reason = false, uint64(d.LSN), uint64(d.LSN), problemOf(d).String()
+		}
+	}
+	return nil
 }
