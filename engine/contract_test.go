@@ -67,6 +67,33 @@ func TestBadOptionsCreateNothing(t *testing.T) {
 	}
 }
 
+// TestOptionsThatTheDatabaseHas: what was fixed when the database was created can be given again, or left out; anything else is refused, and changes nothing.
+func TestOptionsThatTheDatabaseHas(t *testing.T) {
+	disk := waltest.NewDisk()
+	for i, o := range []engine.Options{
+		{SegmentSize: 128 << 10, Commit: engine.Written},
+		{SegmentSize: 128 << 10},
+		{Commit: engine.Written},
+		{SegmentSize: 64 << 10},
+		{Commit: engine.Durable},
+		{},
+	} {
+		o.FS = disk
+		db, err := engine.Open("db", &o)
+		if other := i == 3 || i == 4; other != errors.Is(err, engine.ErrInvalidOption) || !other && err != nil {
+			t.Errorf("%+v: %v", o, err)
+		}
+		if err == nil {
+			if size := db.Log().SegmentSize(); size != 128<<10 {
+				t.Errorf("segments have %d bytes", size)
+			}
+			if err := db.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // TestLargest: what is as large as it may be is stored and read again, over a restart; TestLimits has the other side.
 func TestLargest(t *testing.T) {
 	if testing.Short() {

@@ -86,8 +86,8 @@ type Options struct {
 
 	// Compression is the codec of new frames: S2 (zero), Zstd, NoCompression.
 	Compression Compression
-	// SegmentSize is the size of log segments in bytes, a power of two from 64 KiB to 1 GiB, fixed
-	// when the database is created. Zero: 64 MiB.
+	// SegmentSize is the size of log segments of a new database in bytes, a power of two from 64 KiB to 1 GiB. Zero: 64 MiB. A leader
+	// with an existing database must be given zero or the size that it has; a follower has its upstream's.
 	SegmentSize int64
 	// Follower opens the database read-only for clients; package ship feeds it.
 	Follower bool

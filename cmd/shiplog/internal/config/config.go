@@ -94,14 +94,14 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.StallTimeout, "stall-timeout", 0, "how long the disk may take for one write or sync before it counts as failed; negative: no bound (default 20s)")
 	fs.DurationVar(&c.CommitTimeout, "commit-timeout", 0, "longest wait of a write for the rule; then its outcome is unknown; negative: no bound (default 10s)")
 	fs.StringVar(&c.Compression, "compression", "s2", "codec of new frames: s2, zstd or none")
-	fs.Int64Var(&c.SegmentSize, "segment-size", 0, "bytes of a log segment of a new database, a power of two (default 64 MiB)")
-	fs.Int64Var(&c.IndexMemory, "index-memory", 0, "bytes of memory for the index; keys beyond it go to sorted runs on disk (default 256 MiB)")
-	fs.Int64Var(&c.Cache, "cache", 0, "bytes of memory for unpacked frames; -1: none (default 128 MiB)")
+	sizeVar(fs, &c.SegmentSize, "segment-size", 0, "size of a log segment of a new database, a power of two (default 64MiB)")
+	sizeVar(fs, &c.IndexMemory, "index-memory", 0, "memory for the index; keys beyond it go to sorted runs on disk (default 256MiB)")
+	sizeVar(fs, &c.Cache, "cache", 0, "memory for unpacked frames; -1: none (default 128MiB)")
 	fs.IntVar(&c.SpaceFactor, "space-factor", 0, "keep the log below this many hundredths of what lives in it; -1: reclaim nothing (default 200)")
-	fs.Int64Var(&c.MaxPinned, "slot-bytes", 0, "bytes of log kept for a follower with a name that is behind or away, before it must start over (default 4 GiB)")
+	sizeVar(fs, &c.MaxPinned, "slot-bytes", 0, "log kept for a follower with a name that is behind or away, before it must start over (default 4GiB)")
 	fs.DurationVar(&c.MaxPinnedAge, "slot-age", 0, "how long the log is kept for a follower that is away (default: no bound but --slot-bytes)")
 	fs.StringSliceVar(&c.CopyFrom, "copy-from", nil, "as a follower that lacks much, shipping addresses of further nodes to copy from at once (those that this node knows of are asked by themselves)")
-	fs.Int64Var(&c.CopyAhead, "copy-ahead", 64<<20, "as a follower, copy from several nodes at once when so many bytes are missing; 0: from the leader alone")
+	sizeVar(fs, &c.CopyAhead, "copy-ahead", 64<<20, "as a follower, copy from several nodes at once when so many bytes are missing; 0: from the leader alone")
 	fs.DurationVar(&c.ScrubInterval, "scrub-interval", 24*time.Hour, "rest between two verifications of the whole log on the disk, which mend it from peers; 0: none")
 	fs.BoolVar(&c.SortWhenIdle, "sort-when-idle", false, "while nothing is written, write small records again in the order of their keys: faster scans")
 	fs.BoolVar(&c.StaleReads, "stale-reads", false, "serve the last known state where reads would answer LOADING")
@@ -118,7 +118,7 @@ func (c *Serve) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.RequirePassFile, "requirepass-file", "", "file with the password of Redis clients and of HTTP")
 	c.TLS.Register(fs)
 	fs.IntVar(&c.MaxClients, "max-clients", 10_000, "Redis clients at once")
-	fs.Int64Var(&c.ClientMemory, "client-memory", 256<<20, "bytes that all Redis clients together may have buffered")
+	sizeVar(fs, &c.ClientMemory, "client-memory", 256<<20, "what all Redis clients together may have buffered")
 	fs.DurationVar(&c.ClientTimeout, "client-timeout", 0, "close clients that were idle for so long (default never)")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 15*time.Second, "how long commands in flight may take at shutdown")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
@@ -250,6 +250,9 @@ func (n *Node) resolveEngine() error {
 	}
 	if n.LogOnly && n.Follow == "" && len(n.Etcd) == 0 {
 		errs = append(errs, errors.New("--log-only needs --follow or --etcd: a node without an index does not lead"))
+	}
+	if n.Follow == "" && len(n.Etcd) == 0 && (n.ApplyDelay > 0 || len(n.CopyFrom) > 0) {
+		errs = append(errs, errors.New("--apply-delay and --copy-from need --follow or --etcd: they are for followers"))
 	}
 	if n.ApplyDelay < 0 || n.ApplyDelay > 0 && n.LogOnly {
 		errs = append(errs, errors.New("--apply-delay cannot be negative, and has no meaning with --log-only"))
