@@ -198,18 +198,26 @@ func (b *batch) Reset()            { *b = batch{} }
 
 func (m *memory) NewBatch() resp.Batch { return &batch{} }
 
-func (m *memory) Commit(_ context.Context, b resp.Batch) (resp.Position, error) {
-	m.wait()
+func (m *memory) Commit(ctx context.Context, b resp.Batch) (resp.Position, error) {
+	if err := m.wait(ctx); err != nil {
+		return resp.Position{}, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.commit(b.(*batch))
 }
 
-func (m *memory) wait() {
-	if m.gate != nil {
-		m.waiting.Add(1)
-		<-m.gate
-		m.waiting.Add(-1)
+func (m *memory) wait(ctx context.Context) error {
+	if m.gate == nil {
+		return nil
+	}
+	m.waiting.Add(1)
+	defer m.waiting.Add(-1)
+	select {
+	case <-m.gate:
+		return nil
+	case <-ctx.Done():
+		return resp.ErrUnknownOutcome
 	}
 }
 
@@ -241,8 +249,10 @@ type transaction struct {
 	b batch
 }
 
-func (m *memory) Update(_ context.Context, fn func(resp.Tx) error) (resp.Position, error) {
-	m.wait()
+func (m *memory) Update(ctx context.Context, fn func(resp.Tx) error) (resp.Position, error) {
+	if err := m.wait(ctx); err != nil {
+		return resp.Position{}, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	tx := &transaction{}

@@ -3,6 +3,7 @@ package resp_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -159,6 +160,28 @@ func TestShutdownFinishesCommands(t *testing.T) {
 	busy.expect("+OK\r\n:2\r\n")
 	if err := <-done; err != nil {
 		t.Errorf("shutdown: %v", err)
+	}
+	s.m.gate = nil
+}
+
+// TestShutdownAnswersWhoWaits: a write that waits longer than the shutdown does is told that its outcome is unknown before its connection is closed, and a
+// client that takes no answers holds up nothing.
+func TestShutdownAnswersWhoWaits(t *testing.T) {
+	s := start(t, nil)
+	s.m.gate = make(chan struct{})
+	waits, deaf := s.dial(t), s.dial(t)
+	s.m.data["big"] = value{p: strings.Repeat("x", 32<<20)}
+	deaf.send(command("GET", "big"))
+	waits.send(command("SET", "a", "1"))
+	until(t, func() bool { return s.m.waiting.Load() == 1 && s.Stats().Clients == 2 })
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Shutdown(over); !errors.Is(err, context.Canceled) {
+		t.Errorf("shutdown: %v", err)
+	}
+	waits.expect("-UNKNOWNOUTCOME resp: outcome of the write is unknown\r\n")
+	if n, err := waits.Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("the connection goes on: %d bytes, %v", n, err)
 	}
 	s.m.gate = nil
 }

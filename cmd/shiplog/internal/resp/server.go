@@ -242,8 +242,11 @@ func (s *Server) untrack(ln net.Listener) {
 	delete(s.listeners, ln)
 }
 
+// lastWords is how long the answers of commands whose waits were cut short may take to be sent.
+const lastWords = time.Second
+
 // Shutdown stops accepting, lets the commands that have arrived finish and be answered, and closes the connections.
-// When ctx ends first, waits are cut short, connections are closed as they are, and ctx's error is returned.
+// When ctx ends first, waits are cut short, those who waited are told so, connections are closed, and ctx's error is returned.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.draining.Store(true)
@@ -265,6 +268,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 		err = ctx.Err()
 		s.cancel()
+		select {
+		case <-idle:
+			return err
+		case <-time.After(lastWords):
+		}
 		s.mu.Lock()
 		for _, c := range s.conns {
 			_ = c.nc.Close()
