@@ -94,6 +94,26 @@ func TestOptionsThatTheDatabaseHas(t *testing.T) {
 	}
 }
 
+// TestNoDatabaseIsFoundedOverAPromise: a directory that has followed, and has nothing of that database any more, founds no other one.
+func TestNoDatabaseIsFoundedOverAPromise(t *testing.T) {
+	for _, promised := range []wal.Epoch{wal.MakeEpoch(1, 0), wal.MakeEpoch(7, 2)} {
+		disk := waltest.NewDisk()
+		db := open(t, "db", &engine.Options{FS: disk, Follower: true})
+		if err := db.Fence(promised); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := engine.Open("db", &engine.Options{FS: disk}); !errors.Is(err, engine.ErrNotLeader) || !strings.Contains(err.Error(), promised.String()) {
+			t.Errorf("as the leader of a new database, after a promise of %v: %v", promised, err)
+		}
+		if err := open(t, "db", &engine.Options{FS: disk, Follower: true}).Close(); err != nil {
+			t.Errorf("as a follower: %v", err)
+		}
+	}
+}
+
 // TestLargest: what is as large as it may be is stored and read again, over a restart; TestLimits has the other side.
 func TestLargest(t *testing.T) {
 	if testing.Short() {

@@ -192,7 +192,9 @@ func (db *DB) becomeLeader(asked *Options) error {
 	clean := true
 	switch {
 	case db.log.Empty():
-		if err := db.log.Create(db.newRule()); err != nil {
+		if err := db.log.Create(db.newRule()); errors.Is(err, wal.ErrEpoch) {
+			return fmt.Errorf("%w: %w", ErrNotLeader, err)
+		} else if err != nil {
 			return fmt.Errorf("create database: %w", err)
 		}
 		if err := db.createFormat(); err != nil {

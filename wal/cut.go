@@ -11,7 +11,8 @@ import (
 )
 
 // Create founds a new database in an empty log: IDs and salt are drawn, segment header and the record of epoch 1.0 with
-// the commit rule are durable on return. [ErrExists] on a log that has a database.
+// the commit rule are durable on return. [ErrExists] on a log that has a database, [ErrEpoch] on one that has followed one: what it promised there
+// must not be forgotten.
 func (l *Log) Create(rule Rule) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -26,6 +27,9 @@ func (l *Log) Create(rule Rule) error {
 		return fmt.Errorf("make database ID: %w", err)
 	}
 	epoch := MakeEpoch(1, 0)
+	if p, led := l.promises(); p > epoch || p == epoch && led < epoch {
+		return fmt.Errorf("%w: this node has promised %v in a database of which it has nothing any more: it can only follow", ErrEpoch, p)
+	}
 	if err := l.storable(&EpochRecord{Rule: rule}); err != nil {
 		return err
 	}

@@ -299,6 +299,13 @@ func (l *Log) Promised() Epoch {
 	return l.node.promised
 }
 
+// promises returns that, and the highest epoch that this node has led.
+func (l *Log) promises() (promised, led Epoch) {
+	l.nodeMu.Lock()
+	defer l.nodeMu.Unlock()
+	return l.node.promised, l.node.led
+}
+
 // Promise records, durably, that this node follows no epoch below e any more. A lower one than promised is [ErrEpoch].
 func (l *Log) Promise(e Epoch) error {
 	l.nodeMu.Lock()
