@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -151,6 +152,8 @@ func loadNode(f vfs.FS, dir string, readOnly bool) (n *node, previous NodeID, er
 	b, err := readFile(f, filepath.Join(dir, nodeFile), nodeSize)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, syscall.ENOTDIR):
+		return nil, previous, syscall.ENOTDIR // dir is a file: nothing is damaged
 	case err != nil:
 		return nil, previous, err
 	default:

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -22,14 +25,14 @@ type clientFlags struct {
 	passFile string
 	useTLS   bool
 	tls      config.TLS
-	timeout  time.Duration
+	timeout  time.Duration // before register: the default, where 10 s are too short
 }
 
 func (c *clientFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.passFile, "requirepass-file", "", "file with the node's password")
 	fs.BoolVar(&c.useTLS, "tls", false, "the node serves TLS; also set by --tls-ca")
 	c.tls.Register(fs)
-	fs.DurationVar(&c.timeout, "timeout", 10*time.Second, "longest wait for each answer; 0: no bound")
+	fs.DurationVar(&c.timeout, "timeout", cmp.Or(c.timeout, 10*time.Second), "longest wait for each answer; 0: no bound")
 }
 
 // settings are how a node is dialled by TLS; nil: it is not.
@@ -99,20 +102,45 @@ func (c *client) do(ctx context.Context, method, addr, path string, v any) error
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return err
+		return unanswered(addr, err)
 	}
 	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxResponse))
 	if err != nil {
 		return err
 	}
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s%s: %s: %s", addr, path, res.Status, strings.TrimSpace(string(body[:min(len(body), 200)])))
+	text := strings.TrimSpace(string(body[:min(len(body), 1000)]))
+	switch res.StatusCode {
+	case http.StatusOK:
+	case http.StatusConflict: // the node's own words say why it does not do it
+		return fmt.Errorf("%s: %s", addr, text)
+	case http.StatusUnauthorized:
+		return fmt.Errorf("%s: the node wants another password: give --requirepass-file", addr)
+	default:
+		return fmt.Errorf("%s%s: %s: %s", addr, path, res.Status, text)
 	}
 	if err := json.Unmarshal(body, v); err != nil {
 		return fmt.Errorf("%s%s: %w", addr, path, err)
 	}
 	return nil
+}
+
+// unanswered says what to look at when a node gives no answer by HTTP.
+func unanswered(addr string, err error) error {
+	var u *url.Error
+	if !errors.As(err, &u) {
+		return err
+	}
+	var op *net.OpError
+	switch {
+	case errors.Is(u.Err, context.Canceled):
+		return u.Err
+	case u.Timeout():
+		return fmt.Errorf("%s gives no answer within --timeout: %w", addr, u.Err)
+	case errors.As(u.Err, &op) && op.Op == "dial":
+		return fmt.Errorf("no node answers at %s: %w", addr, u.Err)
+	}
+	return fmt.Errorf("no answer from %s, is that what its node has as --http? %w", addr, u.Err)
 }
 
 func (c *client) status(ctx context.Context, addr string) (s httpd.Status, err error) {

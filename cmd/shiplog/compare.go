@@ -48,7 +48,7 @@ func newCompare() *cobra.Command {
 			"what was written: of a directory every byte is then read and checked against it, while of a node its scrubber does that\n" +
 			"all the time.\n\n" +
 			"Exit codes: 0 identical as far as both reach, 1 a difference or a failure, 2 bad usage.",
-		Args: cobra.ExactArgs(2),
+		Args: arguments(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := flags.client()
 			if err != nil {

@@ -65,7 +65,7 @@ func newDump() *cobra.Command {
 		Long: "Print the frames and records of a log, each verified. The directory is read without locking it, also while a node uses it.\n" +
 			"LSNs are 16 hexadecimal digits, as they are printed here, or decimal, as status, verify and compare print them. Keys and values are quoted; --values bounds what is shown of a value.\n\n" +
 			"Exit codes: 0 printed, 1 damage or a failure, 2 bad usage.",
-		Args: cobra.ExactArgs(1),
+		Args: arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			low, err := parseLSN("--from", from, 0)
 			if err != nil {
@@ -75,8 +75,11 @@ func newDump() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if low > high || d.values < 0 {
-				return errors.New("--from is above --to, or --values is negative")
+			switch {
+			case low > high:
+				return fmt.Errorf("--from %s is above --to %s", from, to)
+			case d.values < 0:
+				return fmt.Errorf("--values %d is negative", d.values)
 			}
 			log, err := wal.Open(args[0], &wal.Options{ReadOnly: true})
 			if err != nil {

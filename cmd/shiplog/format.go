@@ -11,7 +11,7 @@ import (
 )
 
 func newFormat() *cobra.Command {
-	flags := clientFlags{}
+	flags := clientFlags{timeout: time.Minute}
 	var addr string
 	var raise uint32
 	var asJSON bool
@@ -22,7 +22,7 @@ func newFormat() *cobra.Command {
 			"There is no way back: nodes of builds that do not know the level keep, confirm and ship the log, and apply nothing any more. First upgrade all of them.\n\n" +
 			"Exit codes: 0 the level is in force, 1 it is not, 2 bad usage.",
 		Example: "  shiplog format --raise 2",
-		Args:    cobra.NoArgs,
+		Args:    arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if raise == 0 {
 				return errors.New("--raise is required; shiplog status shows what is in force")
@@ -31,7 +31,6 @@ func newFormat() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			client.http.Timeout = max(flags.timeout, time.Minute)
 			var f formatShown
 			if err := client.post(cmd.Context(), addr, fmt.Sprintf("/format?level=%d", raise), &f); err != nil {
 				return fail(err)

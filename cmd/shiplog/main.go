@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	var f *failure
 	switch {
 	case err == nil:
@@ -65,8 +65,27 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		complain(stderr, oneLine(f.err))
 		return exitFailure
 	}
-	complain(stderr, oneLine(err)+" (see shiplog --help)")
+	text := oneLine(err)
+	if cmd == root && len(args) > 0 {
+		if near := root.SuggestionsFor(args[0]); len(near) > 0 {
+			text += ": do you mean " + strings.Join(near, " or ") + "?"
+		}
+	}
+	complain(stderr, text+" (see "+cmd.CommandPath()+" --help)")
 	return exitUsage
+}
+
+// arguments checks how many a verb is given, flags aside; most < 0: any number.
+func arguments(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return fmt.Errorf("an argument is missing: %s", cmd.UseLine())
+		case most >= 0 && len(args) > most:
+			return fmt.Errorf("unexpected argument %q: %s", args[most], cmd.UseLine())
+		}
+		return nil
+	}
 }
 
 // complain writes a line to standard error; where that is closed, the exit code has to say it.
@@ -85,7 +104,9 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		// Without Args an unknown verb is an error before --help is heard.
 		RunE:               func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		DisableSuggestions: true,
+		DisableSuggestions: true, // run makes them, in one line
+
+		SuggestionsMinimumDistance: 2,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetHelpCommand(newHelp())

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 
@@ -9,7 +10,7 @@ import (
 )
 
 func newPromote() *cobra.Command {
-	flags := clientFlags{}
+	flags := clientFlags{timeout: time.Minute}
 	var addr string
 	var force, dry, asJSON bool
 	cmd := &cobra.Command{
@@ -19,7 +20,7 @@ func newPromote() *cobra.Command {
 			"what the furthest of them has is copied. The old leader, if it still runs, stops writing as soon as it hears of the epoch.\n\n" +
 			"Exit codes: 0 the node leads, 1 it does not, 2 bad usage.",
 		Example: "  shiplog promote --http 127.0.0.1:8381 --dry-run\n  shiplog promote --http 127.0.0.1:8381",
-		Args:    cobra.NoArgs,
+		Args:    arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := flags.client(addr)
 			if err != nil {
@@ -32,7 +33,6 @@ func newPromote() *cobra.Command {
 			if dry {
 				query = append(query, "dry-run")
 			}
-			client.http.Timeout = max(flags.timeout, time.Minute)
 			var c candidacy
 			if err := client.post(cmd.Context(), addr, "/promote?"+strings.Join(query, "&"), &c); err != nil {
 				return fail(err)
@@ -75,7 +75,7 @@ func (c *candidacy) print(cmd *cobra.Command, dry bool) error {
 }
 
 func newSwitchover() *cobra.Command {
-	flags := clientFlags{}
+	flags := clientFlags{timeout: time.Minute}
 	var addr, to string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -84,7 +84,7 @@ func newSwitchover() *cobra.Command {
 		Long: "Have the leader at --http stop writing, wait until the follower NAME has everything on its disk, and hand the lead over. If that fails, the old leader leads again.\n\n" +
 			"Exit codes: 0 NAME leads, 1 it does not, 2 bad usage.",
 		Example: "  shiplog switchover --to b",
-		Args:    cobra.NoArgs,
+		Args:    arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if to == "" {
 				return fmt.Errorf("--to is required")
@@ -93,9 +93,8 @@ func newSwitchover() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			client.http.Timeout = max(flags.timeout, time.Minute)
 			var h handedOver
-			if err := client.post(cmd.Context(), addr, "/switchover?to="+to, &h); err != nil {
+			if err := client.post(cmd.Context(), addr, "/switchover?"+url.Values{"to": {to}}.Encode(), &h); err != nil {
 				return fail(err)
 			}
 			if asJSON {

@@ -230,7 +230,7 @@ type repaired struct {
 }
 
 func newRepair() *cobra.Command {
-	flags := clientFlags{}
+	flags := clientFlags{timeout: time.Hour}
 	var addr, from, secretFile string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -244,7 +244,7 @@ func newRepair() *cobra.Command {
 			"Exit codes: 0 the log is sound, 1 it is not, 2 bad usage.",
 		Example: "  shiplog repair --http 127.0.0.1:8381\n" +
 			"  shiplog repair data --from 127.0.0.1:7381",
-		Args: cobra.MaximumNArgs(1),
+		Args: arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) > 0 && cmd.Flags().Changed("http"):
@@ -258,7 +258,6 @@ func newRepair() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			client.http.Timeout = max(flags.timeout, time.Hour)
 			var r repaired
 			if err := client.post(cmd.Context(), addr, "/repair?"+url.Values{}.Encode(), &r); err != nil {
 				return fail(err)

@@ -116,7 +116,7 @@ func newReplay() *cobra.Command {
 			"Range deletes, and a batch whose end was never written, are only shown.\n\n" +
 			"Exit codes: 0 nothing is left to decide, 1 something is missing or in conflict still, or a failure, 2 bad usage.",
 		Example: "  shiplog replay data/diverged --to 127.0.0.1:6380\n  shiplog replay data/diverged/*.cut --apply",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			files, err := cutFiles(args)
 			if err != nil {

@@ -13,7 +13,7 @@ import (
 )
 
 func newRule() *cobra.Command {
-	flags := clientFlags{}
+	flags := clientFlags{timeout: time.Minute}
 	var addr, commit string
 	var voters []string
 	var force, asJSON bool
@@ -24,7 +24,7 @@ func newRule() *cobra.Command {
 			"--voters is the whole list; a name that is not in it any more, such as that of a node that will not return, counts no longer.\n\n" +
 			"Exit codes: 0 the rule is in force, 1 it is not, 2 bad usage.",
 		Example: "  shiplog rule --commit replicated:1 --voters b,c\n  shiplog rule --commit durable",
-		Args:    cobra.NoArgs,
+		Args:    arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if commit == "" && !cmd.Flags().Changed("voters") {
 				return errors.New("--commit or --voters is required; shiplog status shows what is in force")
@@ -48,7 +48,6 @@ func newRule() *cobra.Command {
 			if force {
 				query.Set("force", "1")
 			}
-			client.http.Timeout = max(flags.timeout, time.Minute)
 			var r ruleShown
 			if err := client.post(cmd.Context(), addr, "/rule?"+query.Encode(), &r); err != nil {
 				return fail(err)
@@ -78,7 +77,7 @@ func newSlot() *cobra.Command {
 		Long: "Let go of the log that the node at --http keeps for the follower NAME, which is not connected. If it comes back, it may have to start over. shiplog status shows the slots.\n\n" +
 			"Exit codes: 0 it is dropped, 1 it is not, 2 bad usage.",
 		Example: "  shiplog slot drop b",
-		Args:    cobra.ExactArgs(2),
+		Args:    arguments(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[0] != "drop" {
 				return fmt.Errorf("unknown action %q; there is drop", args[0])

@@ -28,7 +28,7 @@ func newServe() *cobra.Command {
 			"Exit codes: 0 stopped by a signal, 1 the node could not start or has failed, 2 bad usage.",
 		Example: "  shiplog serve --dir data\n" +
 			"  shiplog serve --dir copy --follow 127.0.0.1:7380 --listen 127.0.0.1:6381 --ship 127.0.0.1:7381 --http 127.0.0.1:8381",
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := flags.Resolve()
 			if err != nil {

@@ -22,7 +22,7 @@ func newStatus() *cobra.Command {
 		Use:   "status [--http ADDR]",
 		Short: "Show a node's marks, epoch, role, digest and followers",
 		Long:  "Show a node's marks, epoch, role, digest and followers.\n\nExit codes: 0 shown, 1 the node does not answer, 2 bad usage.",
-		Args:  cobra.NoArgs,
+		Args:  arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := flags.client(addr)
 			if err != nil {

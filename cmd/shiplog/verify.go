@@ -63,7 +63,7 @@ func newVerify() *cobra.Command {
 			"damage, and prints a line for each place: file, offset, LSN and reason.\n" +
 			"Nothing is written and nothing is locked: a directory that a node uses is verified up to about where its log ends.\n\n" +
 			"Exit codes: 0 and \"ok\", 1 damage or a failure, 2 bad usage.",
-		Args: cobra.MinimumNArgs(1),
+		Args: arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var all []*verdict
 			var err error
