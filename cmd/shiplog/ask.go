@@ -18,9 +18,16 @@ import (
 // maxAnswer bounds what is read of another node's INFO, in bytes.
 const maxAnswer = 64 << 10
 
-// askShipAddr asks the node whose RESP address is given where it ships from. The password is this node's own: nodes
+// shipper is what a node's INFO says of its log.
+type shipper struct {
+	addr     string // where it ships from
+	node     string
+	database string
+}
+
+// askShipper asks the node whose RESP address is given where it ships from. The password is this node's own: nodes
 // that follow each other share it, as Redis's masterauth does.
-func askShipAddr(ctx context.Context, addr, password string, config *tls.Config) (string, error) {
+func askShipper(ctx context.Context, addr, password string, config *tls.Config) (*shipper, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	var d interface {
@@ -31,35 +38,38 @@ func askShipAddr(ctx context.Context, addr, password string, config *tls.Config)
 	}
 	nc, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer func() { _ = nc.Close() }()
 	deadline, _ := ctx.Deadline()
 	if err := nc.SetDeadline(deadline); err != nil {
-		return "", err
+		return nil, err
 	}
 	r := bufio.NewReaderSize(io.LimitReader(nc, maxAnswer), 4096)
 	if password != "" {
 		if _, err := ask(nc, r, "AUTH", password); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	text, err := ask(nc, r, "INFO", "shiplog")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
+	fields := map[string]string{}
 	for line := range strings.SplitSeq(text, "\r\n") {
-		ship, ok := strings.CutPrefix(line, "ship_addr:")
-		if !ok {
-			continue
+		if name, value, ok := strings.Cut(line, ":"); ok {
+			fields[name] = value
 		}
-		if ship == "" {
-			return "", errors.New("it serves no followers")
-		}
-		host, port := splitAddr(ship, addr)
-		return net.JoinHostPort(host, port), nil
 	}
-	return "", errors.New("it is not a shiplog node")
+	ship, ok := fields["ship_addr"]
+	switch {
+	case !ok:
+		return nil, errors.New("it is not a shiplog node")
+	case ship == "":
+		return nil, errors.New("it serves no followers")
+	}
+	host, port := splitAddr(ship, addr)
+	return &shipper{addr: net.JoinHostPort(host, port), node: fields["node_id"], database: fields["database_id"]}, nil
 }
 
 // ask sends a command and returns the text of its reply.

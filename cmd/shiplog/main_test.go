@@ -254,6 +254,17 @@ func TestLeaderAndFollower(t *testing.T) {
 	if err := w.Do(ctx, "REPLICAOF", "127.0.0.1", "1").Err(); err == nil || !strings.Contains(err.Error(), "shipping address") {
 		t.Errorf("REPLICAOF of a leader to nobody: %v", err)
 	}
+	other := startNode(t, filepath.Join(dir, "other"))
+	for _, refused := range []struct {
+		who  *process
+		want string
+	}{{leader, "is this node"}, {other, "holds another database"}, {follower, "follows this node: FAILOVER TO"}} {
+		host, port, _ := net.SplitHostPort(refused.who.resp)
+		if err := w.Do(ctx, "REPLICAOF", host, port).Err(); err == nil || !strings.Contains(err.Error(), refused.want) {
+			t.Errorf("REPLICAOF of a leader to %s: %v, want %q", refused.who.resp, err, refused.want)
+		}
+	}
+	other.stop()
 	if err := w.Set(ctx, "still", "leads", 0).Err(); err != nil {
 		t.Errorf("write after a refused REPLICAOF: %v", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -158,9 +159,12 @@ func (n *node) ReplicaOf(ctx context.Context, host, port string) error {
 		return errors.New("a lease says who leads this group: use FAILOVER, or shiplog switchover")
 	}
 	asked := net.JoinHostPort(host, port)
-	addr, err := askShipAddr(ctx, asked, n.cfg.Password, n.cfg.ClientTLS)
+	s, err := askShipper(ctx, asked, n.cfg.Password, n.cfg.ClientTLS)
 	if err != nil {
 		return fmt.Errorf("ask %s for its shipping address: %w", asked, err)
+	}
+	if err := n.mayFollow(asked, s); err != nil {
+		return err
 	}
 	n.changing.Lock()
 	defer n.changing.Unlock()
@@ -168,7 +172,21 @@ func (n *node) ReplicaOf(ctx context.Context, host, port string) error {
 		return err
 	}
 	n.setResumes(false)
-	return n.follow(addr, asked)
+	return n.follow(s.addr, asked)
+}
+
+// mayFollow refuses what could only leave this node without a leader, before it gives up what it has.
+func (n *node) mayFollow(asked string, s *shipper) error {
+	log := n.db.Log()
+	switch {
+	case s.node == log.NodeID().String():
+		return fmt.Errorf("%s is this node", asked)
+	case !log.Empty() && s.database != log.DatabaseID().String() && s.database != (wal.DatabaseID{}).String():
+		return fmt.Errorf("%s holds another database, %s, this node has %s", asked, s.database, log.DatabaseID())
+	case n.leads() && slices.ContainsFunc(n.peers(), func(p ship.PeerStatus) bool { return p.ID.String() == s.node }):
+		return fmt.Errorf("%s follows this node: FAILOVER TO has it lead, or REPLICAOF NO ONE there", asked)
+	}
+	return nil
 }
 
 // WaitReplicas implements resp.Node.
