@@ -95,6 +95,7 @@ func (f *Follower) Run(ctx context.Context) error {
 		defer cancel()
 	}
 	pause := f.opts.BackoffMin
+	var said complaint
 	for {
 		err := f.ahead.take(ctx)
 		streamed := false
@@ -102,24 +103,31 @@ func (f *Follower) Run(ctx context.Context) error {
 			streamed, err = f.follow(ctx)
 		}
 		if errors.Is(err, errAhead) && ctx.Err() == nil {
-			f.disconnected(nil)
+			_ = f.disconnected(nil)
 			pause = f.opts.BackoffMin
 			continue
 		}
-		f.disconnected(err)
+		lost := f.disconnected(err)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if final(err) {
-			f.opts.Logger.Error("follower stopped", "upstream", f.opts.Upstream, "error", err)
 			return err
 		}
-		if streamed || errors.Is(err, errCut) || errors.Is(err, errGapFilled) {
+		// Two nodes with one ID take each other's place: they do so more and more seldom.
+		if streamed && !errors.Is(err, ErrReplaced) || errors.Is(err, errCut) || errors.Is(err, errGapFilled) {
 			pause = f.opts.BackoffMin
 		}
 		// Half of the pause is random, so that followers that lost one leader do not come back as one.
 		wait := pause/2 + time.Duration(f.opts.Jitter()*float64(pause/2))
-		f.opts.Logger.Warn("upstream lost", "upstream", f.opts.Upstream, "error", err, "retry_in", wait)
+		switch news := said.news(err, time.Now()); {
+		case lost:
+			f.opts.Logger.Warn("upstream lost", "upstream", f.opts.Upstream, "error", err, "retry_in", wait)
+		case news:
+			f.opts.Logger.Warn("upstream not reached", "upstream", f.opts.Upstream, "error", err, "retry_in", wait)
+		default:
+			f.opts.Logger.Debug("upstream not reached", "upstream", f.opts.Upstream, "error", err, "retry_in", wait)
+		}
 		pause = min(2*pause, f.opts.BackoffMax)
 		select {
 		case <-ctx.Done():
@@ -400,13 +408,16 @@ func (f *Follower) connected(w *Welcome) {
 	st.Head, st.Committed = w.Head, max(st.Committed, w.Committed)
 }
 
-func (f *Follower) disconnected(err error) {
+// disconnected takes up why there is no stream, and reports whether there was one.
+func (f *Follower) disconnected(err error) (lost bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.st.Connected {
+	lost = f.st.Connected
+	if lost {
 		f.st.Since = time.Now()
 	}
 	f.st.Connected, f.st.LastError = false, err
+	return lost
 }
 
 // marked takes up a mark that was checked.

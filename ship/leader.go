@@ -29,14 +29,20 @@ type Leader struct {
 	// voters is the list of sessions that Push serves; replaced as a whole under mu.
 	voters atomic.Pointer[[]*session]
 
-	handshakes chan struct{} // one token for each connection that has not proved anything yet
+	refusals quiet // lines of the log about connections that come to nothing: anybody can make them
 
 	mu        sync.Mutex // guards the fields below
 	closing   bool
 	listeners map[net.Listener]struct{}
-	pending   map[net.Conn]struct{} // in the handshake
+	pending   []*pending // in the handshake, the oldest first; at most opts.MaxHandshakes
 	sessions  map[wal.NodeID]*session
 	wg        sync.WaitGroup // connections; Add only under mu while not closing
+}
+
+// pending is a connection that is no session yet.
+type pending struct {
+	nc     net.Conn
+	proved bool // knows the secret; guarded by Leader.mu
 }
 
 // NewLeader returns a Leader that ships node's log. It starts nothing.
@@ -47,10 +53,8 @@ func NewLeader(node LeaderNode, o *LeaderOptions) (*Leader, error) {
 	}
 	return &Leader{
 		node: node, log: node.Log(), opts: opts, began: time.Now(),
-		handshakes: make(chan struct{}, opts.MaxHandshakes),
-		listeners:  map[net.Listener]struct{}{},
-		pending:    map[net.Conn]struct{}{},
-		sessions:   map[wal.NodeID]*session{},
+		listeners: map[net.Listener]struct{}{},
+		sessions:  map[wal.NodeID]*session{},
 	}, nil
 }
 
@@ -106,41 +110,62 @@ func (l *Leader) isClosing() bool {
 	return l.closing
 }
 
-// accept starts the goroutine of one connection, or hangs up when too many have not proved anything yet.
+// accept starts the goroutine of one connection. Where too many are in the handshake, the oldest that has not proved anything is hung up
+// on: whoever knows the secret is done in a moment, and strangers who say nothing do not keep it out.
 func (l *Leader) accept(nc net.Conn) {
-	select {
-	case l.handshakes <- struct{}{}:
-	default:
-		l.opts.Logger.Warn("too many handshakes under way", "remote", nc.RemoteAddr().String())
-		_ = nc.Close()
-		return
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing {
-		<-l.handshakes
 		_ = nc.Close()
 		return
 	}
-	l.pending[nc] = struct{}{}
+	if len(l.pending) >= l.opts.MaxHandshakes {
+		loser := nc
+		if i := slices.IndexFunc(l.pending, func(p *pending) bool { return !p.proved }); i >= 0 {
+			loser = l.pending[i].nc
+			l.pending = slices.Delete(l.pending, i, i+1)
+		}
+		l.refused("hung up in the handshake", loser, errCrowd)
+		_ = loser.Close() // its goroutine, if it has one, ends
+		if loser == nc {
+			return
+		}
+	}
+	p := &pending{nc: nc}
+	l.pending = append(l.pending, p)
 	l.wg.Add(1)
-	go l.handle(nc) // ends with the connection; Shutdown closes it and waits
+	go l.handle(p) // ends with the connection; Shutdown closes it and waits
+}
+
+// errCrowd is why a connection is hung up on that may have done nothing wrong.
+var errCrowd = errors.New("ship: too many handshakes under way")
+
+// refused logs that a connection came to nothing, unless many have.
+func (l *Leader) refused(what string, nc net.Conn, err error) {
+	if left, ok := l.refusals.next(time.Now()); ok {
+		l.opts.Logger.Warn(what, "remote", nc.RemoteAddr().String(), "error", err, "lines_left_out", left)
+	}
 }
 
 // handle runs one connection from its first byte to its last.
-func (l *Leader) handle(nc net.Conn) {
+func (l *Leader) handle(p *pending) {
+	nc := p.nc
 	defer l.wg.Done()
 	defer func() { _ = nc.Close() }()
-	s, err := l.welcome(nc)
+	s, err := l.welcome(p)
 	l.mu.Lock()
-	delete(l.pending, nc)
+	i := slices.Index(l.pending, p)
+	if i >= 0 {
+		l.pending = slices.Delete(l.pending, i, i+1)
+	}
 	l.mu.Unlock()
-	<-l.handshakes
 	if errors.Is(err, errAnswered) {
 		return
 	}
 	if err != nil {
-		l.opts.Logger.Warn("follower refused", "remote", nc.RemoteAddr().String(), "error", err)
+		if i >= 0 { // else it has been said why
+			l.refused("follower refused", nc, err)
+		}
 		return
 	}
 	l.opts.Logger.Info("follower connected", "name", s.join.Name, "node", s.join.Node.String(),
@@ -151,7 +176,8 @@ func (l *Leader) handle(nc net.Conn) {
 }
 
 // welcome takes a connection through handshake and Join to a session, or refuses it.
-func (l *Leader) welcome(nc net.Conn) (*session, error) {
+func (l *Leader) welcome(p *pending) (*session, error) {
+	nc := p.nc
 	if err := nc.SetDeadline(time.Now().Add(l.opts.HandshakeTimeout)); err != nil {
 		return nil, err
 	}
@@ -166,6 +192,9 @@ func (l *Leader) welcome(nc net.Conn) (*session, error) {
 	if err := c.handshake(Acceptor, l.opts.Secret, l.opts.Random); err != nil {
 		return nil, err
 	}
+	l.mu.Lock()
+	p.proved = true
+	l.mu.Unlock()
 	s, err := l.join(c)
 	if err == nil || errors.Is(err, errAnswered) {
 		return s, err
@@ -325,7 +354,7 @@ func (l *Leader) add(s *session) error {
 			return nil
 		}
 		l.mu.Unlock()
-		old.fail(refuse(CodeReplaced, ""))
+		old.fail(refuse(CodeReplaced, "it comes from %s; if that is another machine, one disk is a copy of the other", s.c.nc.RemoteAddr()))
 		<-old.gone
 	}
 }
@@ -443,8 +472,8 @@ func (l *Leader) Shutdown(ctx context.Context) error {
 	for ln := range l.listeners {
 		_ = ln.Close() // Serve reports
 	}
-	for nc := range l.pending {
-		_ = nc.Close()
+	for _, p := range l.pending {
+		_ = p.nc.Close()
 	}
 	for _, s := range l.sessions {
 		s.drain()

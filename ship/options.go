@@ -50,7 +50,7 @@ type LeaderOptions struct {
 	HandshakeTimeout time.Duration // bound of the whole handshake; zero: 10 s
 	Pace             time.Duration // least time between messages that nobody waits for; zero: 1 ms
 	MaxPeers         int           // connected followers; zero: 64
-	MaxHandshakes    int           // connections that have not proved anything yet; zero: 32
+	MaxHandshakes    int           // connections in the handshake, of which the oldest makes way; zero: 32
 
 	Now    func() time.Time // wall clock told to followers, where the node is no LogClock; nil: time.Now
 	Random io.Reader        // nonces; nil: crypto/rand
