@@ -58,7 +58,7 @@ type Options struct {
 	MaxPending int64
 	// StallTimeout is how long the disk may take for one write or sync of the log. After that it counts as failed: waits end with ErrUnknownOutcome, and
 	// nothing is acknowledged any more before the database is opened again, whatever the disk answers later; with Lease another node then
-	// leads. The call that has the disk write for its group returns when the disk answers. Zero: 20 s. Negative: no bound.
+	// leads. A call that has the disk write for its group, and no deadline in its context, returns when the disk answers. Zero: 20 s. Negative: no bound.
 	StallTimeout time.Duration
 	// FlushInterval is the longest time that a write under Buffered or Written stays unsynced. Zero: 10 ms.
 	FlushInterval time.Duration

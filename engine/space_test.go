@@ -538,6 +538,54 @@ func TestPositionsAfterAFailedSync(t *testing.T) {
 	}
 }
 
+// TestDeadlinesHoldOnASilentDisk: a call whose context has a deadline returns then, also when it is the one that has the disk write for its group, or the
+// next one. What it wrote is not lost when the disk answers, and the writes behind it go on.
+func TestDeadlinesHoldOnASilentDisk(t *testing.T) {
+	disk := waltest.NewDisk()
+	db := open(t, "db", &engine.Options{FS: disk})
+	mustPut(t, db, "k", "old")
+	release := make(chan struct{})
+	stalled := disk.Inject(waltest.Fault{Op: waltest.OpSync, Path: "*.seg", Stall: release})
+	put := func(key string) <-chan error {
+		done := make(chan error, 1)
+		go func() { // ends at its deadline
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			b := db.NewBatch()
+			b.Put([]byte(key), []byte("new"))
+			_, err := db.Commit(ctx, b, engine.Default)
+			done <- err
+		}()
+		return done
+	}
+	first := put("first")
+	for stalled.Hits() == 0 {
+		runtime.Gosched()
+	}
+	next, third := put("next"), put("third")
+	for _, c := range []struct {
+		name string
+		done <-chan error
+	}{{"first", first}, {"next", next}, {"third", third}} {
+		select {
+		case err := <-c.done:
+			if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, engine.ErrUnknownOutcome) != (c.name == "first") {
+				t.Errorf("%s: %v", c.name, err)
+			}
+		case <-time.After(15 * time.Second): // before the disk counts as failed
+			t.Errorf("%s: its deadline has passed", c.name)
+		}
+	}
+	close(release)
+	mustPut(t, db, "k", "new")
+	wantGet(t, db.Get, "first", "new")
+	for _, key := range []string{"next", "third"} {
+		if _, err := db.Get([]byte(key)); !errors.Is(err, engine.ErrNotFound) {
+			t.Errorf("%s, which was not written: %v", key, err)
+		}
+	}
+}
+
 // TestSilentDisk: a leader whose disk has not answered in time takes no more writes, and the late answer acknowledges and shows nothing.
 func TestSilentDisk(t *testing.T) { synctest.Test(t, silentDisk) }
 

@@ -379,10 +379,11 @@ func (f *Follower) cut(j *Join, r *Error) error {
 }
 
 // startOver gives up a log that the upstream, which has the same history, can no longer continue. The next attempt copies from the
-// upstream's tail. Without a history in common that is for the operator to decide.
+// upstream's tail. Without a history in common that is for the operator to decide. A candidate keeps what it has: with the leader lost it may be
+// one of few copies, and the upstream can lead itself.
 func (f *Follower) startOver(j *Join, r *Error) error {
 	node, ok := f.node.(Restarter)
-	if !ok || r.Epoch == 0 || r.LSN <= j.End {
+	if !ok || f.opts.Candidate != 0 || r.Epoch == 0 || r.LSN <= j.End {
 		return r
 	}
 	f.opts.Logger.Warn("starting over: the upstream's log begins behind the end of this one", "end_lsn", j.End.String(),

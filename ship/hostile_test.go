@@ -260,6 +260,9 @@ func TestRefusals(t *testing.T) {
 		{name: "another database wanted", follow: ship.FollowerOptions{Database: other}, want: ship.ErrDatabase, final: true},
 		{name: "another database held", alter: func(_, n *node) { _ = n.log.Create(wal.Rule{}) }, want: ship.ErrDatabase, final: true},
 		{name: "promised a higher epoch", alter: func(_, n *node) { _ = n.log.Promise(wal.MakeEpoch(5, 0)) }, want: ship.ErrFenced},
+		{name: "both have promised higher epochs", leader: ship.LeaderOptions{Upstream: func() *ship.Follower { return new(ship.Follower) }}, alter: func(l, n *node) {
+			_, _ = l.log.Promise(wal.MakeEpoch(9, 0)), n.log.Promise(wal.MakeEpoch(5, 0))
+		}, want: ship.ErrFenced},
 		{name: "leader knows of a higher epoch", alter: func(l, _ *node) { _ = l.log.Promise(wal.MakeEpoch(5, 0)) }, want: ship.ErrFenced},
 		{name: "too many followers", leader: ship.LeaderOptions{MaxPeers: 1}, want: ship.ErrBusy, alter: func(l, _ *node) {}},
 	} {

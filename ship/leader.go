@@ -316,7 +316,7 @@ func (l *Leader) decide(j *Join) (wal.LSN, *Welcome, error) {
 func (l *Leader) refusePlace(e *Error) error {
 	switch e.Code {
 	case CodeFenced:
-		if err := l.node.Fence(e.Epoch); err != nil {
+		if err := l.node.Fence(e.Epoch); err != nil && !errors.Is(err, wal.ErrEpoch) { // it has promised a higher one
 			return fmt.Errorf("fence at epoch %s: %w", e.Epoch, err)
 		}
 	case CodeDiverged:

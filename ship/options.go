@@ -81,7 +81,8 @@ type FollowerOptions struct {
 	AheadDir string
 	// AheadBytes is how much of the log must be missing for that, two segments at the least. Zero: 64 MiB.
 	AheadBytes int64
-	// Candidate is the epoch that this node is about to lead. An upstream that has promised it sends all that it has, committed or not.
+	// Candidate is the epoch that this node is about to lead. An upstream that has promised it sends all that it has, committed or not. Run
+	// returns ErrTrimmed where that does not go back to the end of this log, and no sibling has what is between.
 	Candidate wal.Epoch
 	// Database, when set, is the only one that an empty log takes up.
 	Database wal.DatabaseID

@@ -1,6 +1,7 @@
 package ship
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -47,7 +48,7 @@ func (s *session) ack(m *Ack) error {
 		(now.Sub(s.askedAt) >= s.l.opts.Timeout || s.l.listed(s.join.Node))
 	s.mu.Unlock()
 	if m.Epoch > s.l.log.Epoch() && s.l.upstream() == nil {
-		if err := s.l.node.Fence(m.Epoch); err != nil {
+		if err := s.l.node.Fence(m.Epoch); err != nil && !errors.Is(err, wal.ErrEpoch) {
 			return fmt.Errorf("fence at epoch %s: %w", m.Epoch, err)
 		}
 		e := refuse(CodeFenced, "the follower is at epoch %s", m.Epoch)

@@ -2,6 +2,7 @@ package ship_test
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"testing"
@@ -53,6 +54,44 @@ func TestStartOver(t *testing.T) {
 		}
 		cancel()
 		<-done
+		c.stop()
+	})
+}
+
+// TestCandidateKeepsItsLog: a node that is to lead does not give its log up for the copy of a voter that has trimmed past its end: it may be one of few
+// that hold it, and the voter can lead itself.
+func TestCandidateKeepsItsLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(4, 6))
+		l := smallLog(t, rng)
+		c := startLeader(t, l, nil)
+		n, f := c.joined(ship.FollowerOptions{})
+		f.stop()
+		l.fill(t, 4*testSegment, rng)
+		if err := l.log.TrimBefore(2 * testSegment); err != nil {
+			t.Fatal(err)
+		}
+		epoch := wal.MakeEpoch(9, 0)
+		for _, log := range []*wal.Log{l.log, n.log} {
+			if err := log.Promise(epoch); err != nil {
+				t.Fatal(err)
+			}
+		}
+		head := n.log.Head()
+		candidate, err := ship.NewFollower(restarter{n}, &ship.FollowerOptions{
+			Candidate: epoch, Dial: func(context.Context) (net.Conn, error) { return c.ln.dial(nil) },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := candidate.Run(ctx); !errors.Is(err, ship.ErrTrimmed) {
+			t.Errorf("the candidate's copy ends with %v, want ErrTrimmed", err)
+		}
+		if n.log.Head() != head || n.log.Tail() != 0 || candidate.Status().Restarts != 0 {
+			t.Errorf("the log is [%v, %v) after %d restarts, it was [0, %v)", n.log.Tail(), n.log.Head(), candidate.Status().Restarts, head)
+		}
 		c.stop()
 	})
 }

@@ -115,6 +115,9 @@ func (e electorate) Fetch(ctx context.Context, v wal.Voter, epoch wal.Epoch, vot
 			return fmt.Errorf("nothing comes: this log ends at %v, the other one at %v", log.Head(), vote.End)
 		case err := <-ended:
 			ended <- nil
+			if errors.Is(err, ship.ErrTrimmed) {
+				err = fmt.Errorf("%w: let that node lead, or this one follow it first", err)
+			}
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
