@@ -74,6 +74,11 @@ func QuorumMet(rule wal.Rule, last wal.NodeID, votes []wal.NodeID) bool {
 	return newQuorum(rule, last).met(v)
 }
 
+// SupportOf is what a node and those that have answered it are enough for after an epoch of last under a rule.
+func SupportOf(rule wal.Rule, last, self wal.NodeID, answered []wal.NodeID) Support {
+	return support([]quorum{newQuorum(rule, last)}, self, answered)
+}
+
 // Furthest is the node whose vote says that it has most.
 func Furthest(votes []NodeVote) wal.NodeID { return furthest(votes).Node.ID }
 

@@ -175,6 +175,7 @@ type ballot struct {
 type quorum struct {
 	voters []wal.NodeID
 	need   int
+	n      int // voters besides the leader that must confirm a write
 }
 
 // newQuorum is what a rule asks for in an epoch that last led. Without a rule that asks followers it is anybody. Voters that have
@@ -188,6 +189,7 @@ func newQuorum(rule wal.Rule, last wal.NodeID) quorum {
 	}
 	if level := Level(rule.Level); level.synchronous() {
 		q.need = max(1, len(q.voters)-level.N())
+		q.n = level.N()
 	}
 	return q
 }

@@ -133,11 +133,14 @@ type candidate struct {
 	vacantSince time.Time // nobody has had the lease since; zero: somebody has it
 	notBefore   time.Time // an attempt has failed: others first
 	told        string    // what was logged last
+	contest     contest   // who is cut off from whom
+	askAgain    time.Time // when voters are asked again who answers
 }
 
 // obey does what follows from the lease.
 func (n *node) obey(ctx context.Context, c *candidate) {
 	if n.handing.Load() {
+		c.contest.step(&sight{handing: true})
 		return // a switchover says who does what
 	}
 	if err := n.db.Log().Err(); err != nil {
@@ -146,7 +149,9 @@ func (n *node) obey(ctx context.Context, c *candidate) {
 	}
 	if n.db.Role() == engine.Leader {
 		if n.leads() && n.lease.Held() {
-			n.reign(ctx)
+			if !n.contend(ctx, c) {
+				n.reign(ctx)
+			}
 			return
 		}
 		n.changing.Lock()
@@ -166,7 +171,9 @@ func (n *node) obey(ctx context.Context, c *candidate) {
 		if s.Leader.Leads {
 			n.goTo(s.Leader)
 		}
+		n.contend(ctx, c)
 	default:
+		n.contend(ctx, c)
 		n.stand(ctx, c, &s)
 	}
 }
@@ -222,34 +229,20 @@ func (n *node) stand(ctx context.Context, c *candidate, s *lease.State) {
 	if c.vacantSince.IsZero() {
 		c.vacantSince = now
 	}
-	n.mu.Lock()
-	final := n.final
-	n.mu.Unlock()
-	self := n.db.Log().NodeID().String()
-	reason := ""
-	switch {
-	case now.Before(c.notBefore):
+	if now.Before(c.notBefore) || n.db.Log().Empty() {
 		return
-	case n.db.Log().Empty():
-		return
-	case s.Database != "" && s.Database != n.db.Log().DatabaseID().String():
-		reason = "the group has database " + s.Database
-	case final != nil:
-		reason = final.Error()
-	case n.cfg.LogOnly:
-		reason = engine.ErrLogOnly.Error()
-	case n.cfg.ApplyDelay > 0:
-		reason = "it applies with a delay: promote it by hand"
-	case s.Listed && !s.MayLead(self):
-		reason = "it may lack acknowledged writes: it is not in the eligible set"
-	case !s.Listed && !n.led():
-		reason = "the group has no eligible set yet, and another node has led"
 	}
-	if reason != "" {
+	if reason := n.unfit(s); reason != "" {
 		if c.told != reason {
 			n.log.Warn("nobody leads; this node does not stand", "reason", reason)
 			c.told = reason
 		}
+		n.standAside(ctx, s)
+		return
+	}
+	if c.contest.yielded && !n.couldCommit(ctx) {
+		c.notBefore = time.Now().Add(c.pause())
+		n.standAside(ctx, s)
 		return
 	}
 	if now.Sub(c.vacantSince) < modesty && n.behind(ctx, s) {
@@ -258,14 +251,57 @@ func (n *node) stand(ctx context.Context, c *candidate, s *lease.State) {
 	began := time.Now()
 	cand, err := n.promote(ctx, engine.PromoteOptions{})
 	if err != nil {
-		c.notBefore = time.Now().Add(100*time.Millisecond + rand.N(400*time.Millisecond))
-		if !errors.Is(err, lease.ErrTaken) {
+		c.notBefore = time.Now().Add(c.pause())
+		switch {
+		case errors.Is(err, lease.ErrTaken):
+		case errors.Is(err, errFewAnswer):
+			if c.told != err.Error() {
+				n.log.Warn("nobody leads; this node does not stand", "reason", err)
+				c.told = err.Error()
+			}
+			n.standAside(ctx, s)
+		default:
 			n.log.Warn("not promoted", "error", err)
 		}
 		return
 	}
 	n.log.Warn("took over", "epoch", cand.Epoch.String(), "vacant", began.Sub(c.vacantSince), "promotion", time.Since(began))
 	c.told, c.vacantSince = "", time.Time{}
+}
+
+// standAside gives the lease up where a node that does not stand has it, from when it led.
+func (n *node) standAside(ctx context.Context, s *lease.State) {
+	if s.Leader == nil {
+		return
+	}
+	if err := n.lease.Release(ctx); err != nil {
+		n.log.Debug("the lease is not given up yet", "error", err)
+	}
+}
+
+// pause is how long others go first after an attempt that has failed.
+func (c *candidate) pause() time.Duration { return 100*time.Millisecond + rand.N(400*time.Millisecond) }
+
+// unfit says why this node is not to lead, as far as it knows; empty: it may.
+func (n *node) unfit(s *lease.State) string {
+	n.mu.Lock()
+	final := n.final
+	n.mu.Unlock()
+	switch {
+	case s.Database != "" && s.Database != n.db.Log().DatabaseID().String():
+		return "the group has database " + s.Database
+	case final != nil:
+		return final.Error()
+	case n.cfg.LogOnly:
+		return engine.ErrLogOnly.Error()
+	case n.cfg.ApplyDelay > 0:
+		return "it applies with a delay: promote it by hand"
+	case s.Listed && !s.MayLead(n.db.Log().NodeID().String()):
+		return "it may lack acknowledged writes: it is not in the eligible set"
+	case !s.Listed && !n.led():
+		return "the group has no eligible set yet, and another node has led"
+	}
+	return ""
 }
 
 // led reports whether this node led the last epoch of its log.

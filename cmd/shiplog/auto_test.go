@@ -412,6 +412,32 @@ func TestWhoMissedTheDegradedSpanDoesNotLead(t *testing.T) {
 	old.until("nothing is lost", func() bool { return c.Get(ctx, "k").Val() == "2" })
 }
 
+// TestNoLeaseWithoutVoters: a node that too few voters answer does not take the lease, although it is eligible and nobody has it; when enough do, somebody leads, and nothing
+// is lost.
+func TestNoLeaseWithoutVoters(t *testing.T) {
+	ctx := context.Background()
+	nodes := leased(t, etcdtest.Start(t), "replicated:1", "1s", "a", "b", "c")
+	nodes[0].until("a write", func() bool { // on a busy machine the lead may change in between
+		return whole(nodes).client().Set(ctx, "k", "v", 0).Err() == nil
+	})
+	for _, p := range nodes {
+		p.kill()
+	}
+	alone, other := nodes[0], nodes[1]
+	before, said := len(alone.stderr.String()), ""
+	alone.relaunch()
+	alone.until("it does not stand", func() bool {
+		said = alone.stderr.String()[before:]
+		return strings.Contains(said, errFewAnswer.Error()) || strings.Contains(said, "not promoted")
+	})
+	if strings.Contains(said, "not promoted") {
+		t.Error("a node alone took the lease")
+	}
+	other.relaunch()
+	two := []*process{alone, other}
+	alone.until("nothing is lost", func() bool { return leading(two).client().Get(ctx, "k").Val() == "v" })
+}
+
 // TestFailedDiskGivesTheLeaseUp: a leader whose disk fails, or does not answer any more, lets another lead, although it lives and reaches etcd.
 func TestFailedDiskGivesTheLeaseUp(t *testing.T) {
 	for name, inject := range map[string]string{"fails": "inject=fdatasync:error=EIO:when=100+", "is silent": "inject=fdatasync:delay_enter=100000000:when=100+"} {

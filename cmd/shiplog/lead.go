@@ -239,6 +239,11 @@ func (n *node) promote(ctx context.Context, o engine.PromoteOptions) (*engine.Ca
 	if n.lease != nil && !o.DryRun {
 		n.standing.Lock()
 		defer n.standing.Unlock()
+		if !o.Force && !n.leads() {
+			if err := n.couldBeElected(ctx); err != nil {
+				return nil, err
+			}
+		}
 		if err := n.acquire(ctx, o.Force); err != nil {
 			return nil, err
 		}

@@ -14,10 +14,9 @@ import (
 type afterwards int
 
 const (
-	goesOn      afterwards = iota // writes are acknowledged, whoever leads
-	othersLead                    // by another leader than before
-	stands                        // no write is acknowledged
-	standsAlone                   // none by this leader; another that has taken the lease since acknowledges some
+	goesOn     afterwards = iota // writes are acknowledged, whoever leads
+	othersLead                   // by another leader than before
+	stands                       // no write is acknowledged
 	anything
 )
 
@@ -128,7 +127,11 @@ func linkFaults() []netFault {
 			g.net.Set(g.keeper, leader.host, nettest.Link{Cut: true})
 			return noHeal
 		}},
-		{"cut the leader off from its followers", standsAlone, forAny, func(g *netGroup, leader *process, _ *netClients) func() {
+		{"cut the leader off from its followers", stands, forHands, func(g *netGroup, leader *process, _ *netClients) func() {
+			g.between(leader, nettest.Link{Cut: true})
+			return noHeal
+		}},
+		{"cut the leader off from its followers, not from etcd", othersLead, forLease, func(g *netGroup, leader *process, _ *netClients) func() {
 			g.between(leader, nettest.Link{Cut: true})
 			return noHeal
 		}},

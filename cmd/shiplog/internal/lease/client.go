@@ -273,7 +273,7 @@ func (c *Client) load(ctx context.Context) (int64, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	revision := r.Header.Revision
-	for _, name := range []string{leaderKey, termKey, databaseKey, eligibleKey} {
+	for _, name := range []string{leaderKey, termKey, databaseKey, eligibleKey, rivalKey} {
 		if revision < c.seen[name] {
 			continue
 		}
@@ -303,7 +303,7 @@ func (c *Client) change(ctx context.Context, s *State, session clientv3.LeaseID,
 	var ops []clientv3.Op
 	for name, value := range values {
 		var o []clientv3.OpOption
-		if name == leaderKey || name == founderKey {
+		if name == leaderKey || name == founderKey || name == rivalKey {
 			o = append(o, clientv3.WithLease(session))
 		}
 		ops = append(ops, clientv3.OpPut(c.prefix+name, value, o...))

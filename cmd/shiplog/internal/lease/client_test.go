@@ -122,6 +122,78 @@ func TestOneHolder(t *testing.T) {
 	until(t, a, func() bool { return a.Acquire(ctx, claim) == nil })
 }
 
+// TestChallenge: a challenge is of a term and attached to its node's session, the first of a term stands, and only who made it takes it back. It gives no right. A
+// lease is given up also where this node does not rely on it any more.
+func TestChallenge(t *testing.T) {
+	e := etcdtest.Start(t)
+	ctx := t.Context()
+	a, b, c := client(t, e, "a"), client(t, e, "b"), client(t, e, "c")
+	claim := lease.Claim{Database: "d", Led: true}
+	if err := a.Acquire(ctx, claim); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.SetEligible(ctx, func() []string { return []string{"a", "b", "c"} }); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []*lease.Client{b, c} {
+		until(t, o, func() bool { s := o.State(); return s.Leader != nil && s.MayLead("c") })
+	}
+	term := a.State().Leader.Term
+	if err := b.Challenge(ctx, term+1, 1); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := b.Load(ctx); err != nil || s.Rival != nil {
+		t.Errorf("the leader of another term is challenged: %+v, %v", s.Rival, err)
+	}
+	if err := a.Challenge(ctx, term, 1); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := a.Load(ctx); err != nil || s.Rival != nil {
+		t.Errorf("the leader challenges itself: %+v, %v", s.Rival, err)
+	}
+	if err := b.Challenge(ctx, term, 1); err != nil {
+		t.Fatal(err)
+	}
+	want := lease.Challenge{Node: "b", Name: "b", Term: term, Reaches: 1}
+	for _, o := range []*lease.Client{a, c} {
+		until(t, o, func() bool { r := o.State().Rival; return r != nil && *r == want })
+	}
+	if err := c.Challenge(ctx, term, 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Withdraw(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := c.Load(ctx); err != nil || s.Rival == nil || *s.Rival != want {
+		t.Errorf("a second challenge, and its end: %+v, %v", s.Rival, err)
+	}
+	if err := b.Acquire(ctx, claim); !errors.Is(err, lease.ErrTaken) {
+		t.Errorf("who challenges takes the lease: %v", err)
+	}
+	if err := b.Withdraw(ctx); err != nil {
+		t.Fatal(err)
+	}
+	until(t, a, func() bool { return a.State().Rival == nil })
+	until(t, c, func() bool { return c.State().Rival == nil })
+	if err := c.Challenge(ctx, term, 2); err != nil {
+		t.Fatal(err)
+	}
+	until(t, a, func() bool { return a.State().Rival != nil })
+	if err := c.Close(); err != nil { // its session ends
+		t.Fatal(err)
+	}
+	until(t, a, func() bool { return a.State().Rival == nil })
+	over, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := a.Release(over); err == nil || a.Held() {
+		t.Fatalf("given up while etcd is not asked: %v, held %v", err, a.Held())
+	}
+	if err := a.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	until(t, b, func() bool { return b.Acquire(ctx, claim) == nil })
+}
+
 // TestOneFounder: of many nodes without a database one may create it.
 func TestOneFounder(t *testing.T) {
 	e := etcdtest.Start(t)

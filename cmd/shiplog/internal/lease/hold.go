@@ -152,16 +152,17 @@ func (c *Client) update(ctx context.Context, fn func(l *Leader)) error {
 	})
 }
 
-// Release gives up the lease, so that another node may have it at once.
+// Release gives up the lease, so that another node may have it at once. This node stops to rely on it before etcd is asked. After an error it may be called
+// again: what another node has by then it does not touch.
 func (c *Client) Release(ctx context.Context) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	c.mu.Lock()
-	revision, holding := c.state.leader, c.holding()
+	revision, own := c.state.leader, c.state.Leader != nil && c.state.Leader.Node == c.opts.Self.Node
 	c.state.lease = 0
 	c.hold()
 	c.mu.Unlock()
-	if !holding {
+	if !own {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.opts.TTL)

@@ -29,11 +29,21 @@ type State struct {
 	Leader   *Leader // nil: nobody has the lease
 	Term     uint32  // the highest that was granted
 	Eligible []string
-	Listed   bool // Eligible was ever set
+	Listed   bool       // Eligible was ever set
+	Rival    *Challenge // nil: nobody says that the leader is cut off
 
 	lease clientv3.LeaseID // that the leader's key is attached to
 
-	leader, term, database, eligible int64 // revisions of the keys' last change; 0: not there
+	leader, term, database, eligible, rival int64 // revisions of the keys' last change; 0: not there
+}
+
+// Challenge says that a node does not reach the leader of a term, and does reach enough voters to lead in its place. It is a key of its own, attached to
+// the node's session. It gives no right: the leader decides whether it makes way.
+type Challenge struct {
+	Node    string `json:"node"` // its node ID
+	Name    string `json:"name"`
+	Term    uint32 `json:"term"`    // of the leader that is to make way
+	Reaches int    `json:"reaches"` // voters besides this node and the leader that have answered it
 }
 
 // MayLead reports whether the node is in the eligible set; in none nobody is.
@@ -46,6 +56,7 @@ const (
 	databaseKey = "database"
 	eligibleKey = "eligible"
 	founderKey  = "founder"
+	rivalKey    = "challenge"
 )
 
 // put takes over one key's value; nil: it was deleted.
@@ -80,6 +91,14 @@ func (s *State) put(name string, kv *mvccpb.KeyValue) error {
 		s.Eligible, s.eligible, s.Listed = nil, revision, kv != nil
 		if kv != nil {
 			if err := json.Unmarshal(value, &s.Eligible); err != nil {
+				return fmt.Errorf("key %s: %w", name, err)
+			}
+		}
+	case rivalKey:
+		s.Rival, s.rival = nil, revision
+		if kv != nil {
+			s.Rival = new(Challenge)
+			if err := json.Unmarshal(value, s.Rival); err != nil {
 				return fmt.Errorf("key %s: %w", name, err)
 			}
 		}
