@@ -101,10 +101,16 @@ func (c *conn) handshake(side Side, secret []byte, random io.Reader) error {
 		}
 	}
 	if _, err := io.ReadFull(c.nc, buf[:]); err != nil {
+		if _, overTLS := c.nc.(*tls.Conn); side == Dialer && !overTLS && hungUp(err) {
+			return fmt.Errorf("%w: the peer hung up before it said who it is; it may want TLS, and this node speaks none to it", ioError("read hello", err))
+		}
 		return ioError("read hello", err)
 	}
 	theirs, err := DecodeHello(buf[:])
 	if err != nil {
+		if buf[0] == tlsHandshake && buf[1] == tlsMajor {
+			return refuse(CodeProtocol, "not a shipping peer: it speaks TLS, and this node does not")
+		}
 		return err
 	}
 	if side == Dialer {
@@ -340,6 +346,17 @@ func (c *conn) goodbye(rest []byte, e *Error, d time.Duration) {
 			return
 		}
 	}
+}
+
+// A connection over TLS begins with these (RFC 8446, 5.1).
+const (
+	tlsHandshake = 22
+	tlsMajor     = 3
+)
+
+// hungUp reports whether err is what is left of a peer that has closed the connection, in whatever state.
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
 }
 
 // ioError names an error of the connection; a deadline becomes [ErrTimeout].

@@ -180,7 +180,11 @@ func dialUpstream(ctx context.Context, o *FollowerOptions) (net.Conn, error) {
 		return o.Dial(ctx)
 	case o.TLS != nil:
 		d := tls.Dialer{Config: o.TLS}
-		return d.DialContext(ctx, "tcp", o.Upstream)
+		nc, err := d.DialContext(ctx, "tcp", o.Upstream)
+		if hungUp(err) || errors.As(err, new(tls.RecordHeaderError)) {
+			err = fmt.Errorf("TLS handshake: %w: the peer may speak no TLS", err)
+		}
+		return nc, err
 	}
 	var d net.Dialer
 	return d.DialContext(ctx, "tcp", o.Upstream)

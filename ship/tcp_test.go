@@ -1,6 +1,7 @@
 package ship_test
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -8,8 +9,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"log/slog"
 	"math/big"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -116,6 +119,36 @@ func TestOverTCP(t *testing.T) {
 			f.reaches(l.log.Head())
 			samePrefix(t, l.log, late.log)
 			f.stop()
+		})
+	}
+}
+
+// TestOneSideSpeaksTLS: where only one of two nodes speaks TLS, both say so.
+func TestOneSideSpeaksTLS(t *testing.T) {
+	server, client := certificate(t)
+	for _, c := range []struct {
+		name             string
+		server, client   *tls.Config
+		follower, leader string
+	}{
+		{"plain follower", server, nil, "it may want TLS", "first record does not look like a TLS handshake"},
+		{"plain leader", nil, client, "the peer may speak no TLS", "it speaks TLS, and this node does not"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var logged syncBuffer
+			_, addr, stop := onTCP(t, newLeaderNode(t), &ship.LeaderOptions{Secret: secret, TLS: c.server, Logger: slog.New(slog.NewTextHandler(&logged, nil))})
+			defer stop()
+			f := startFollower(t, newFollowerNode(t), ship.FollowerOptions{Secret: secret, Upstream: addr, TLS: c.client})
+			defer f.stop()
+			var err error
+			until(t, "an error that is not for lack of time", func() bool {
+				err = f.f.Status().LastError
+				return err != nil && !errors.Is(err, ship.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded)
+			})
+			if !strings.Contains(err.Error(), c.follower) {
+				t.Errorf("the follower says: %v", err)
+			}
+			until(t, "the leader's line", func() bool { return strings.Contains(logged.String(), c.leader) })
 		})
 	}
 }
