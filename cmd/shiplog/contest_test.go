@@ -22,6 +22,8 @@ func TestContestStep(t *testing.T) {
 		change(&s)
 		return s
 	}
+	degrading := with(challenged, func(s *sight) { s.degrades = true })
+	handing := with(challenged, func(s *sight) { s.handing = true })
 	reaching := sight{led: true, fit: true, canvassed: true, elects: true, commits: true}
 	sees := sight{led: true, fit: true, sees: true}
 	for name, seq := range map[string]looks{
@@ -31,13 +33,10 @@ func TestContestStep(t *testing.T) {
 		"a challenge that comes late":               {{short, stay}, {short, stay}, {short, stay}, {short, stay}, {challenged, yield}},
 		"followers come back in between":            {{challenged, stay}, {challenged, stay}, {well, stay}, {challenged, stay}, {challenged, stay}, {challenged, stay}, {challenged, yield}},
 		"a leader that goes on alone when it is short": {
-			{with(challenged, func(s *sight) { s.degrades = true }), stay}, {with(challenged, func(s *sight) { s.degrades = true }), stay},
-			{with(challenged, func(s *sight) { s.degrades = true }), stay}, {with(challenged, func(s *sight) { s.degrades = true }), stay},
-			{challenged, stay}, {challenged, stay}, {challenged, stay}, {challenged, yield},
+			{degrading, stay}, {degrading, stay}, {degrading, stay}, {degrading, stay}, {challenged, stay}, {challenged, stay}, {challenged, stay}, {challenged, yield},
 		},
 		"a leader that hands over": {
-			{challenged, stay}, {challenged, stay}, {challenged, stay}, {with(challenged, func(s *sight) { s.handing = true }), stay},
-			{challenged, stay}, {challenged, stay}, {challenged, stay}, {challenged, yield},
+			{challenged, stay}, {challenged, stay}, {challenged, stay}, {handing, stay}, {challenged, stay}, {challenged, stay}, {challenged, stay}, {challenged, yield},
 		},
 		"a follower that was deaf, and leads": {{deaf, stay}, {deaf, stay}, {deaf, stay}, {challenged, stay}, {challenged, stay}, {challenged, stay}, {challenged, yield}},
 		"a follower that sees the leader":     {{sees, stay}, {sees, stay}, {sees, stay}, {sees, stay}, {sees, stay}},
@@ -59,8 +58,21 @@ func TestContestStep(t *testing.T) {
 		},
 		"nobody leads": {{deaf, stay}, {deaf, stay}, {deaf, stay}, {sight{fit: true}, stay}, {deaf, stay}, {deaf, stay}, {deaf, stay}, {deaf, canvass}},
 		"who has made way challenges nobody, until it has seen a leader": {
-			{challenged, stay}, {challenged, stay}, {challenged, stay}, {challenged, yield}, {sight{fit: true}, stay},
-			{deaf, stay}, {deaf, stay}, {deaf, stay}, {deaf, stay}, {reaching, stay}, {sees, stay}, {deaf, stay}, {deaf, stay}, {deaf, stay}, {deaf, canvass},
+			{challenged, stay},
+			{challenged, stay},
+			{challenged, stay},
+			{challenged, yield},
+			{sight{fit: true}, stay},
+			{deaf, stay},
+			{deaf, stay},
+			{deaf, stay},
+			{deaf, stay},
+			{reaching, stay},
+			{sees, stay},
+			{deaf, stay},
+			{deaf, stay},
+			{deaf, stay},
+			{deaf, canvass},
 		},
 		"nor until it has led": {
 			{challenged, stay}, {challenged, stay}, {challenged, stay}, {challenged, yield}, {well, stay}, {deaf, stay}, {deaf, stay}, {deaf, stay}, {deaf, canvass},

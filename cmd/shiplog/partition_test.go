@@ -165,9 +165,11 @@ func TestLeaderWithoutFollowersMakesWay(t *testing.T) {
 	old := g.whole()
 	c := g.startClients("cut")
 	g.goesOn(c, "writes before the fault")
+	began := time.Now()
 	g.between(old, nettest.Link{Cut: true})
 	g.until("another leads", func() bool { p := g.leading(); return p != nil && p != old })
 	g.goesOn(c, "writes at another leader")
+	t.Logf("20 writes acknowledged by another leader %v after the links were cut, with leases of a second", time.Since(began).Round(100*time.Millisecond))
 	g.until("the old leader knows", func() bool {
 		s, ok := g.status(old)
 		return ok && s.Role == "follower" && s.Lease != nil && s.Lease.Holder != "" && s.Lease.Holder != old.name()
