@@ -90,11 +90,11 @@ func (c *comparison) print(cmd *cobra.Command) error {
 	case c.Differ == 0:
 		_, err = fmt.Fprintf(w, "different: %s\n", c.Reason)
 	default:
-		_, err = fmt.Fprintf(w, "identical up to LSN %d; the first difference is in what begins at LSN %d", c.To, c.Differ)
+		reason := ""
 		if c.Reason != "" {
-			_, err = fmt.Fprintf(w, ": %s", c.Reason)
+			reason = ": " + c.Reason
 		}
-		_, err = fmt.Fprintln(w)
+		_, err = fmt.Fprintf(w, "identical up to LSN %d; the first difference is in what begins at LSN %d%s\n", c.To, c.Differ, reason)
 	}
 	return err
 }
