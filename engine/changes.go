@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -25,13 +26,17 @@ type Change struct {
 }
 
 // Changes gives out the committed operations from a position on, in log order, and then waits for
-// more until ctx ends or the database closes. The zero Position begins at the tail. ErrTrimmed: the
+// more until ctx ends or the database closes (ErrClosed). The zero Position begins at the tail. ErrTrimmed: the
 // log no longer reaches back that far; ErrLost: the position is not in this database's history. What
 // reclaim moves within the log is left out, so that the log from its tail on is no copy of the database: who wants
 // one reads a Snapshot, and then the changes from its Position on. An error ends the sequence; the end of ctx is one.
 func (db *DB) Changes(ctx context.Context, from Position) iter.Seq2[Change, error] {
 	return func(yield func(Change, error) bool) {
-		if err := db.feed(ctx, from, yield); err != nil {
+		err := db.feed(ctx, from, yield)
+		if errors.Is(err, wal.ErrClosed) { // the database is closed log first
+			err = ErrClosed
+		}
+		if err != nil {
 			yield(Change{}, err)
 		}
 	}

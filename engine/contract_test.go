@@ -321,3 +321,46 @@ func TestDeletesOutliveARemovalThatFails(t *testing.T) {
 		}
 	}
 }
+
+// TestPositionsOfNothing: what is read of an empty database has the zero position, which no node is waited for.
+func TestPositionsOfNothing(t *testing.T) {
+	empty := open(t, t.TempDir(), &engine.Options{Follower: true})
+	s := empty.Snapshot()
+	p := s.Position()
+	s.Close()
+	if p != (engine.Position{}) {
+		t.Fatalf("an empty database is read at %v", p)
+	}
+	db := open(t, t.TempDir(), nil)
+	if err := db.WaitApplied(t.Context(), p); err != nil {
+		t.Errorf("wait for the zero position: %v", err)
+	}
+}
+
+// TestChangesOfClosed: a feed ends with ErrClosed, one that was waiting and one that begins.
+func TestChangesOfClosed(t *testing.T) {
+	db, err := engine.Open(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Put([]byte("k"), []byte("v")); err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan error, 1)
+	for _, when := range []string{"while it waits", "before it begins"} {
+		var last error
+		for c, err := range db.Changes(t.Context(), engine.Position{}) {
+			if last = err; err == nil && string(c.Key) == "k" {
+				go func() { closed <- db.Close() }() // once: a closed database gives out nothing
+			}
+		}
+		if !errors.Is(last, engine.ErrClosed) {
+			t.Errorf("closed %s: %v", when, last)
+		}
+		if when == "while it waits" {
+			if err := <-closed; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}

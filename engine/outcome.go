@@ -52,10 +52,14 @@ func (db *DB) Outcome(p Position) (Outcome, error) {
 
 // WaitApplied returns once this node's readers see everything up to p: with the position of a write
 // it gives read-your-writes on any node, with that of a read monotonic reads. ErrLost, and no wait,
-// for a position that a fork has left behind; ErrLogOnly on a node that has no readers.
+// for a position that a fork has left behind; ErrLogOnly on a node that has no readers. The zero Position, that of a read of an
+// empty database, is not waited for.
 func (db *DB) WaitApplied(ctx context.Context, p Position) error {
 	if db.opts.LogOnly {
 		return fmt.Errorf("wait for readers: %w", ErrLogOnly)
+	}
+	if p == (Position{}) {
+		return nil
 	}
 	return db.waitMarks(ctx, func() (bool, error) {
 		if err := db.checkLineage(p); err != nil && !errors.Is(err, ErrTrimmed) {

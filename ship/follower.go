@@ -59,7 +59,8 @@ type FollowerStatus struct {
 	LastError    error     // why the last connection ended or failed; nil while it has not
 }
 
-// NewFollower returns a Follower that feeds node's log. It starts nothing.
+// NewFollower returns a Follower that feeds node's log. It starts nothing: [Follower.Run] does, and has returned before the node is
+// promoted or closed.
 func NewFollower(node FollowerNode, o *FollowerOptions) (*Follower, error) {
 	opts, err := o.withDefaults()
 	if err != nil {

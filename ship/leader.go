@@ -45,7 +45,8 @@ type pending struct {
 	proved bool // knows the secret; guarded by Leader.mu
 }
 
-// NewLeader returns a Leader that ships node's log. It starts nothing.
+// NewLeader returns a Leader that ships node's log; nil options are the defaults. It starts nothing: [Leader.Serve] does. [Leader.Shutdown]
+// comes before the node is closed.
 func NewLeader(node LeaderNode, o *LeaderOptions) (*Leader, error) {
 	opts, err := o.withDefaults()
 	if err != nil {

@@ -20,7 +20,7 @@ type Node interface {
 	Fence(e wal.Epoch) error
 }
 
-// LeaderNode is what a [Leader] needs of its node.
+// LeaderNode is what a [Leader] needs of its node. A DB of package engine is one, of either role.
 type LeaderNode interface {
 	Node
 	// AdmitPeer is called when a follower that wishes to be a voter is durable up to the committed mark, as read
@@ -33,7 +33,7 @@ type LeaderNode interface {
 	PeerGone(id wal.NodeID)
 }
 
-// FollowerNode is what a [Follower] needs of its node.
+// FollowerNode is what a [Follower] needs of its node. A DB of package engine that was opened as a follower is one.
 type FollowerNode interface {
 	Node
 	// FollowMark says that everything below committed is committed in the history that is being followed, and what

@@ -337,7 +337,7 @@ func (n *node) look(ctx context.Context) {
 		}
 	}
 	if !leads && leader == nil && highest <= log.Promised() && n.willResume() {
-		n.log.Info("nobody leads; this node did, and does so again")
+		n.log.Warn("nobody leads this database; this node did, and does so again", "database", log.DatabaseID().String(), "not_following", n.cfg.Follow)
 		if _, err := n.promote(ctx, engine.PromoteOptions{}); err != nil {
 			n.log.Warn("not yet the leader again", "error", err)
 		}
