@@ -450,7 +450,7 @@ func TestCredentials(t *testing.T) {
 		t.Errorf("PING without password: %v", err)
 	}
 	code, _, errs := command("status", "--http", leader.http)
-	if code != exitFailure || !strings.Contains(errs, "401") {
+	if code != exitFailure || !strings.Contains(errs, "--requirepass-file") {
 		t.Errorf("status without password: %d %s", code, errs)
 	}
 	if code, _, errs = command("status", "--http", leader.http, "--requirepass-file", pass); code != exitOK {
