@@ -76,11 +76,12 @@ func TestOptionsThatTheDatabaseHas(t *testing.T) {
 		{Commit: engine.Written},
 		{SegmentSize: 64 << 10},
 		{Commit: engine.Durable},
+		{FirstVoters: true, Voters: []string{"a"}},
 		{},
 	} {
 		o.FS = disk
 		db, err := engine.Open("db", &o)
-		if other := i == 3 || i == 4; other != errors.Is(err, engine.ErrInvalidOption) || !other && err != nil {
+		if other := i >= 3 && i <= 5; other != errors.Is(err, engine.ErrInvalidOption) || !other && err != nil {
 			t.Errorf("%+v: %v", o, err)
 		}
 		if err == nil {

@@ -290,6 +290,9 @@ func (db *DB) checkRule(asked *Options) error {
 	if asked != nil && asked.Commit != Default && asked.Commit != stored {
 		return fmt.Errorf("%w: commit rule %v asked for, the database has %v", ErrInvalidOption, asked.Commit, stored)
 	}
+	if asked != nil && asked.FirstVoters && !db.marks.rule.First {
+		return fmt.Errorf("%w: FirstVoters asked for, in the database any of the voters count", ErrInvalidOption)
+	}
 	if size := db.log.SegmentSize(); asked != nil && asked.SegmentSize != 0 && asked.SegmentSize != size {
 		return fmt.Errorf("%w: segments of %d bytes asked for, the database has %d", ErrInvalidOption, asked.SegmentSize, size)
 	}

@@ -41,8 +41,8 @@ type Options struct {
 	// Default (zero) means Durable. It is kept in the log; for an existing database it is ignored
 	// when zero and must equal the stored rule otherwise.
 	Commit Level
-	// FirstVoters makes a synchronous rule count only the first N connected voters, in the order of
-	// Voters; otherwise any N count.
+	// FirstVoters makes the commit rule of a new database, if it is a synchronous one, count only the first N connected voters, in the
+	// order of Voters; otherwise any N count. A leader with an existing database is refused it where the stored rule counts any.
 	FirstVoters bool
 	// Voters names the followers that count for a synchronous rule. Empty: each follower that
 	// connects with a name becomes a voter by a control record.

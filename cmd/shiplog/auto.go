@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -68,7 +69,29 @@ func openInGroup(ctx context.Context, cfg *config.Node, at *listeners) (*engine.
 			return nil, nil, errors.Join(err, g.Close())
 		}
 	}
+	if flags := fixedOtherwise(&cfg.Engine, db); len(flags) > 0 {
+		cfg.Logger.Warn("the group's database was created, or its rule changed, with other values than these flags have: they are ignored", "flags", strings.Join(flags, " "))
+	}
 	return db, g, nil
+}
+
+// fixedOtherwise returns the flags that ask for something else than the database has. All nodes of a group may have them: who creates the database needs them.
+// A database that is empty, and is to be copied, has nothing yet.
+func fixedOtherwise(asked *engine.Options, db *engine.DB) (flags []string) {
+	if db.Log().Empty() {
+		return nil
+	}
+	rule := db.Rule()
+	if asked.Commit != engine.Default && asked.Commit != rule.Level {
+		flags = append(flags, "--commit")
+	}
+	if asked.FirstVoters && !rule.First {
+		flags = append(flags, "--first-voters")
+	}
+	if asked.SegmentSize != 0 && asked.SegmentSize != db.Log().SegmentSize() {
+		flags = append(flags, "--segment-size")
+	}
+	return flags
 }
 
 // joinOrFound waits until the group has a database, which this node is to copy, or creates it. The empty database is closed on an error.

@@ -1,11 +1,16 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"shiplog/engine"
 )
 
 func TestUsage(t *testing.T) {
@@ -39,6 +44,14 @@ func TestUsage(t *testing.T) {
 		{"serve --dir d --log-only", exitUsage, "--log-only needs --follow or --etcd"},
 		{"serve --dir d --apply-delay 1h", exitUsage, "--apply-delay and --copy-from need --follow or --etcd"},
 		{"serve --dir d --copy-from 127.0.0.1:1", exitUsage, "--apply-delay and --copy-from need --follow or --etcd"},
+		{"serve --dir d --follow 127.0.0.1:1 --log-only --index-memory 1GiB", exitUsage, "have no meaning with --log-only"},
+		{"serve --dir d --follow 127.0.0.1:1 --log-only --sort-when-idle", exitUsage, "have no meaning with --log-only"},
+		{"serve --dir d --follow 127.0.0.1:1 --log-only --stale-reads", exitUsage, "have no meaning with --log-only"},
+		{"serve --dir d --follow 127.0.0.1:1 --log-only --too-few block", exitUsage, "have no meaning with --log-only"},
+		{"serve --dir d --ship= --commit replicated:1", exitUsage, "need --ship"},
+		{"serve --dir d --ship= --voters a", exitUsage, "need --ship"},
+		{"serve --dir d --ship= --slot-bytes 1GiB", exitUsage, "need --ship"},
+		{"serve --dir d --ship= --slot-age 1h", exitUsage, "need --ship"},
 		{"serve --dir d --cache 1MB", exitUsage, `invalid argument "1MB" for "--cache" flag: want bytes`},
 		{"serve --dir d --too-few perhaps --compression lzma", exitUsage, "--too-few \"perhaps\": want refuse, block or degrade; --compression \"lzma\""},
 		{"serve --dir d --follow 127.0.0.1:0", exitUsage, "want HOST:PORT"},
@@ -90,6 +103,45 @@ func TestUsage(t *testing.T) {
 		}
 		if code, same, _ := command("help", verb.Name()); code != exitOK || same != out {
 			t.Errorf("help %s: code %d, %q", verb.Name(), code, same)
+		}
+	}
+}
+
+// TestFlagsOfANewDatabase: a flag that was for the creation of a database is bad usage where it asks an existing one for something else.
+// Nodes of a group in etcd, which all have the same flags, name them in the log instead.
+func TestFlagsOfANewDatabase(t *testing.T) {
+	dir := t.TempDir()
+	db, err := engine.Open(dir, &engine.Options{SegmentSize: 128 << 10, Commit: engine.Written})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		asked engine.Options
+		want  string
+	}{
+		{engine.Options{}, ""},
+		{engine.Options{SegmentSize: 128 << 10, Commit: engine.Written}, ""},
+		{engine.Options{SegmentSize: 64 << 10, Commit: engine.Durable, FirstVoters: true}, "--commit --first-voters --segment-size"},
+	} {
+		if got := strings.Join(fixedOtherwise(&test.asked, db), " "); got != test.want {
+			t.Errorf("%+v: the log names %q, want %q", test.asked, got, test.want)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for flags, want := range map[string]string{
+		"--segment-size 64KiB":      "segments of 65536 bytes asked for, the database has 131072",
+		"--commit durable":          "commit rule durable asked for, the database has written",
+		"--voters a --first-voters": "FirstVoters asked for",
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // a node that starts is stopped
+		var out, errs bytes.Buffer
+		args := "serve --listen 127.0.0.1:0 --ship 127.0.0.1:0 --http 127.0.0.1:0 --dir " + dir + " " + flags
+		code := run(ctx, strings.Fields(args), &out, &errs)
+		cancel()
+		if code != exitUsage || !strings.Contains(errs.String(), want) || strings.Count(errs.String(), "\n") != 1 {
+			t.Errorf("%s: code %d, %q, want %q", flags, code, errs.String(), want)
 		}
 	}
 }

@@ -251,6 +251,12 @@ func (n *Node) resolveEngine() error {
 	if n.LogOnly && n.Follow == "" && len(n.Etcd) == 0 {
 		errs = append(errs, errors.New("--log-only needs --follow or --etcd: a node without an index does not lead"))
 	}
+	if n.LogOnly && (n.IndexMemory != 0 || n.SortWhenIdle || n.StaleReads || n.TooFew != "refuse") {
+		errs = append(errs, errors.New("--index-memory, --sort-when-idle, --stale-reads and --too-few have no meaning with --log-only: there is no index, and the node never leads"))
+	}
+	if n.Ship == "" && (o.Commit.N() > 0 || len(n.Voters) > 0 || n.MaxPinned != 0 || n.MaxPinnedAge != 0) {
+		errs = append(errs, errors.New("--commit with a number of followers, --voters, --slot-bytes and --slot-age need --ship: without it this node has no followers"))
+	}
 	if n.Follow == "" && len(n.Etcd) == 0 && (n.ApplyDelay > 0 || len(n.CopyFrom) > 0) {
 		errs = append(errs, errors.New("--apply-delay and --copy-from need --follow or --etcd: they are for followers"))
 	}
