@@ -37,9 +37,9 @@ type mendedRange struct {
 }
 
 // mend repairs the log of a directory that no node uses from the node that ships at addr.
-func mend(ctx context.Context, dir, addr string, calls *ship.CallOptions) *mended {
+func mend(ctx context.Context, dir, addr string, o *wal.Options, calls *ship.CallOptions) *mended {
 	s := &mendSource{addr: addr, calls: calls}
-	r, err := wal.Mend(ctx, dir, nil, s.fetch)
+	r, err := wal.Mend(ctx, dir, o, s.fetch)
 	out := &mended{Dir: dir, OK: err == nil, Segments: r.Segments, Damaged: len(r.Damaged), Bytes: r.Bytes}
 	for _, m := range r.Mended {
 		out.Mended = append(out.Mended, mendedRange{File: m.Path, From: uint64(m.From), To: uint64(m.To), Missing: m.Missing})
@@ -135,7 +135,7 @@ func repairOffline(cmd *cobra.Command, dir, from, secretFile string, flags *clie
 	if err != nil {
 		return err
 	}
-	m := mend(cmd.Context(), dir, from, &ship.CallOptions{Secret: secret, TLS: tls})
+	m := mend(cmd.Context(), dir, from, nil, &ship.CallOptions{Secret: secret, TLS: tls})
 	if asJSON {
 		err = printJSON(cmd.OutOrStdout(), m)
 	} else {

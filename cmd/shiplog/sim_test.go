@@ -19,6 +19,7 @@ import (
 
 	"shiplog/engine"
 	"shiplog/ship"
+	"shiplog/wal"
 )
 
 // TestSimulation runs groups of three to five nodes in virtual time: the real log, index, shipping and role changes, on simulated disks that
@@ -30,7 +31,7 @@ import (
 // rerun takes the same faults through nearly, not exactly, the same steps; with GOMAXPROCS=1 GODEBUG=asyncpreemptoff=1 it mostly takes the same.
 //
 // SHIPLOG_SEED reruns one seed. SHIPLOG_SIM_HOURS is how many virtual hours are run, with fresh seeds, each of at most two hours; then the commit rule is
-// changed too, in two runs of three. A seed of such a run is rerun with both.
+// changed too, in two runs of three, and disks are spoilt, in every second one. A seed of such a run is rerun with both.
 func TestSimulation(t *testing.T) {
 	if hours := os.Getenv("SHIPLOG_SIM_HOURS"); hours != "" {
 		h, err := strconv.ParseFloat(hours, 64)
@@ -143,6 +144,7 @@ type sim struct {
 	nodes   []*simNode
 	clients *simClients
 	ledger  *simLedger
+	spoilt  *simSpoilt     // nil: disks keep what they hold
 	away    sync.WaitGroup // what ends by itself
 	began   time.Time
 	counts  map[string]int // of the driver alone
@@ -186,6 +188,9 @@ func newSim(t *testing.T, seed uint64) *sim {
 	if len(s.cfg.faults) == 0 {
 		s.cfg.faults = simFaultNames[:1]
 	}
+	if os.Getenv("SHIPLOG_SIM_HOURS") != "" && seed%2 == 1 { // not of rng: what other seeds do stays what it was
+		s.spoilt = &simSpoilt{rng: rand.New(rand.NewPCG(seed, 3)), at: map[wal.LSN]*simNode{}, was: map[wal.LSN][]byte{}}
+	}
 	n := s.cfg.rule.N()
 	s.cfg.single = !slices.Contains(s.cfg.faults, "rule change") && 2*(s.cfg.nodes-n) > s.cfg.nodes
 	return s
@@ -204,6 +209,7 @@ func (s *sim) run(length time.Duration) {
 	for time.Since(s.began) < length {
 		for end := time.Now().Add(time.Duration(30+s.rng.IntN(150)) * time.Second); time.Now().Before(end); {
 			s.fault()
+			s.spoil()
 			s.sleep(time.Duration(s.rng.ExpFloat64() * float64(s.cfg.gap)))
 		}
 		s.heal()
@@ -293,12 +299,23 @@ func (s *sim) heal() {
 			s.restoreLead()
 		}
 		for _, m := range s.nodes {
+			if m.proc == nil {
+				m.start()
+			}
+			if leader := s.leading(); m.proc == nil && s.damaged(m) && leader != nil && !s.spoilt.elsewhere(m) {
+				s.note("-- %s gets a new disk: nobody has any more what is damaged on its own", m.name)
+				m.follow = leader.node.addr()
+				m.wipe()
+				s.spoilt.at = map[wal.LSN]*simNode{}
+				s.count("damaged in what the others have given up: copied anew by an operator")
+				m.start()
+			}
 			if !m.proc.failed() {
 				continue
 			}
 			anew := errors.Is(m.proc.why(), ship.ErrTrimmed)
 			m.crash(true)
-			if leader := s.leading(); anew && leader != nil {
+			if leader := s.leading(); anew && leader != nil && !s.spoilt.elsewhere(m) {
 				m.follow = leader.node.addr() // the others have given up all that it knows, its last epochs included
 				m.wipe()
 				s.count("copied anew by an operator")

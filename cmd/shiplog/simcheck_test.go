@@ -92,11 +92,7 @@ func (s *sim) checkShown(p *simProcess) {
 	l := s.ledger
 	for i := len(l.shown) - 1; i >= 0; i-- {
 		if e := l.shown[i]; e.lsn <= visible && e.lsn > log.Tail() {
-			d, err := log.DigestAt(e.lsn)
-			if err != nil {
-				s.failf("%s: digest at %v, which %s has shown: %v", p.node.name, e.lsn, e.by, err)
-			}
-			if d != e.digest {
+			if d, ok := s.digestAt(p, e.lsn); ok && d != e.digest {
 				s.failf("%s shows %v, with digest %v at %v; %s has shown digest %v there", p.node.name, visible, d, e.lsn, e.by, e.digest)
 			}
 			break
@@ -106,15 +102,24 @@ func (s *sim) checkShown(p *simProcess) {
 		s.failf("%s leads epoch %v and shows %v; %+v was shown before", p.node.name, log.Epoch(), visible, l.shown[len(l.shown)-1])
 	}
 	if visible > log.Tail() && (len(l.shown) == 0 || visible > l.shown[len(l.shown)-1].lsn) {
-		d, err := log.DigestAt(visible)
-		if err != nil {
-			s.failf("%s: digest at its visible mark %v: %v", p.node.name, visible, err)
+		d, ok := s.digestAt(p, visible)
+		if !ok {
+			return
 		}
 		if len(l.shown) == maxShown {
 			l.shown = slices.Delete(l.shown, 0, maxShown/2)
 		}
 		l.shown = append(l.shown, shownAt{visible, d, log.Epoch(), p.node.name})
 	}
+}
+
+// digestAt is the digest of a node's log, unless its disk is damaged there.
+func (s *sim) digestAt(p *simProcess, lsn wal.LSN) (wal.Digest, bool) {
+	d, err := p.n.db.Log().DigestAt(lsn)
+	if err != nil && !s.damaged(p.node) {
+		s.failf("%s: digest at %v: %v", p.node.name, lsn, err)
+	}
+	return d, err == nil
 }
 
 // shared is the end of what two logs hold in common by their histories.
@@ -149,15 +154,9 @@ func (s *sim) checkPrefix(p, q *simProcess) {
 	if !ok || end < a.Tail() || end < b.Tail() {
 		return
 	}
-	x, err := a.DigestAt(end)
-	if err != nil {
-		s.failf("%s: digest at %v, up to which it has the history of %s: %v", p.node.name, end, q.node.name, err)
-	}
-	y, err := b.DigestAt(end)
-	if err != nil {
-		s.failf("%s: digest at %v, up to which it has the history of %s: %v", q.node.name, end, p.node.name, err)
-	}
-	if x != y {
+	x, ok1 := s.digestAt(p, end)
+	y, ok2 := s.digestAt(q, end)
+	if ok1 && ok2 && x != y {
 		s.failf("%s and %s differ below %v: digests %v and %v", p.node.name, q.node.name, end, x, y)
 	}
 }
@@ -264,7 +263,7 @@ func (s *sim) converged() string {
 	if have := connectedVoters(&st); have < st.Rule.N() {
 		return fmt.Sprintf("%d voters are connected", have)
 	}
-	return ""
+	return s.scrubbed()
 }
 
 // readable reports whether reads are answered.

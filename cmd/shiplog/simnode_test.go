@@ -79,13 +79,20 @@ func (m *simNode) start() {
 		cfg.Follow, cfg.Engine.Follower = m.follow, true
 		db, err = openNode(cfg)
 	}
+	if err != nil && s.damaged(m) && !m.disk.Crashed() {
+		s.note("%s does not open: %v", m.name, err)
+		if s.mend(m) {
+			db, err = openNode(cfg)
+		}
+	}
 	if err != nil {
 		if m.disk.Crashed() {
 			m.disk = m.disk.Crash(s.rng.Uint64())
 			m.downAt = time.Now()
 			return
 		}
-		if !errors.Is(err, syscall.EIO) && !errors.Is(err, engine.ErrNoSpace) {
+		var corrupt *wal.CorruptError
+		if !errors.Is(err, syscall.EIO) && !errors.Is(err, engine.ErrNoSpace) && !(s.damaged(m) && errors.As(err, &corrupt)) {
 			s.failf("%s does not open: %v", m.name, err)
 		}
 		s.note("%s does not open: %v", m.name, err)
