@@ -148,6 +148,27 @@ func (c *conn) handshake(side Side, secret []byte, random io.Reader) error {
 	return nil
 }
 
+// present takes a connection that was just dialled through the handshake, whose deadline stands on return.
+func (c *conn) present(o *FollowerOptions) error {
+	if err := c.nc.SetDeadline(time.Now().Add(o.HandshakeTimeout)); err != nil {
+		return ioError("handshake", err)
+	}
+	err := c.handshake(Dialer, o.Secret, o.Random)
+	if errors.Is(err, ErrTimeout) {
+		return fmt.Errorf("%w: is that the address at which it ships?", err)
+	}
+	return err
+}
+
+// exchange sends the first message after the handshake, and returns the answer.
+func (c *conn) exchange(m Message) (Message, error) {
+	if _, err := c.nc.Write(c.appendMessage(nil, m)); err != nil {
+		return nil, ioError("send the first message", err)
+	}
+	_, answer, err := c.next()
+	return answer, err
+}
+
 // exchangeProofs lets the dialer go first, so that an acceptor hands nothing made with the secret to strangers.
 func (c *conn) exchangeProofs(side Side, t *transcript, secret []byte) error {
 	var buf [ProofSize]byte

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"shiplog/wal"
 )
@@ -44,10 +43,7 @@ func copyFrom(ctx context.Context, addr string, o *CallOptions, r *CopyRequest) 
 		return nil, err
 	}
 	defer hangUp() // nothing is left to be sent
-	if err := c.nc.SetDeadline(time.Now().Add(opts.HandshakeTimeout)); err != nil {
-		return nil, ioError("handshake", err)
-	}
-	if err := c.handshake(Dialer, opts.Secret, opts.Random); err != nil {
+	if err := c.present(opts); err != nil {
 		return nil, err
 	}
 	j := &Join{Database: r.Database, Role: RoleObserver, LogOnly: true, End: r.From, Digest: r.Digest, Durable: r.From, Committed: r.From}
@@ -62,10 +58,7 @@ func copyFrom(ctx context.Context, addr string, o *CallOptions, r *CopyRequest) 
 	if r.From == 0 || len(r.History) == 0 {
 		*j = Join{Database: r.Database, Role: RoleObserver, LogOnly: true, Node: j.Node, Empty: true}
 	}
-	if _, err := c.nc.Write(c.appendMessage(nil, j)); err != nil {
-		return nil, ioError("send join", err)
-	}
-	_, m, err := c.next()
+	m, err := c.exchange(j)
 	if err != nil {
 		return nil, err
 	}

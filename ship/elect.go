@@ -179,20 +179,13 @@ func (o *CallOptions) dial(ctx context.Context, addr string) (c *conn, opts *Fol
 }
 
 func (c *conn) ask(call *Call, o *FollowerOptions) (Message, error) {
-	if err := c.nc.SetDeadline(time.Now().Add(o.HandshakeTimeout)); err != nil {
-		return nil, ioError("handshake", err)
-	}
-	if err := c.handshake(Dialer, o.Secret, o.Random); err != nil {
+	if err := c.present(o); err != nil {
 		return nil, err
 	}
 	if err := c.nc.SetDeadline(time.Now().Add(takeOverTimeout)); err != nil {
 		return nil, ioError("call", err)
 	}
-	if _, err := c.nc.Write(c.appendMessage(nil, call)); err != nil {
-		return nil, ioError("send call", err)
-	}
-	_, m, err := c.next()
-	return m, err
+	return c.exchange(call)
 }
 
 // takeOverTimeout bounds the longest answer: a node that is asked to take over collects promises and copies what it lacks.

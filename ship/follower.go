@@ -193,20 +193,14 @@ func dialUpstream(ctx context.Context, o *FollowerOptions) (net.Conn, error) {
 
 // join takes a connection through the handshake to a Welcome that this side has checked.
 func (f *Follower) join(ctx context.Context, c *conn) (*Welcome, error) {
-	if err := c.nc.SetDeadline(time.Now().Add(f.opts.HandshakeTimeout)); err != nil {
-		return nil, ioError("handshake", err)
-	}
-	if err := c.handshake(Dialer, f.opts.Secret, f.opts.Random); err != nil {
+	if err := c.present(&f.opts); err != nil {
 		return nil, err
 	}
 	j, err := f.position()
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.nc.Write(c.appendMessage(nil, j)); err != nil {
-		return nil, ioError("send join", err)
-	}
-	_, m, err := c.next()
+	m, err := c.exchange(j)
 	if err != nil {
 		return nil, err
 	}

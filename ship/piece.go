@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"time"
 
 	"shiplog/wal"
 )
@@ -69,20 +68,14 @@ func pieceFrom(ctx context.Context, nc net.Conn, o *FollowerOptions, database wa
 
 // joinPiece takes a connection through the handshake to the Welcome for a piece.
 func (c *conn) joinPiece(o *FollowerOptions, database wal.DatabaseID, from, until wal.LSN) (*Welcome, error) {
-	if err := c.nc.SetDeadline(time.Now().Add(o.HandshakeTimeout)); err != nil {
-		return nil, ioError("handshake", err)
-	}
-	if err := c.handshake(Dialer, o.Secret, o.Random); err != nil {
+	if err := c.present(o); err != nil {
 		return nil, err
 	}
 	j := &Join{Database: database, Role: RoleObserver, LogOnly: true, Piece: true, End: from, Until: until}
 	if _, err := rand.Read(j.Node[:]); err != nil { // a node of this one connection
 		return nil, err
 	}
-	if _, err := c.nc.Write(c.appendMessage(nil, j)); err != nil {
-		return nil, ioError("send join", err)
-	}
-	_, m, err := c.next()
+	m, err := c.exchange(j)
 	if err != nil {
 		return nil, err
 	}

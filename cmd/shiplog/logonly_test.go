@@ -147,7 +147,7 @@ func TestDelayedFollower(t *testing.T) {
 
 	a.kill()
 	code, out, errs := command("promote", "--http", b.http, "--dry-run")
-	if code != exitOK || !strings.Contains(out, "applies with a delay: it would apply") {
+	if code != exitOK || !strings.Contains(out, "applies with a delay: it would apply") || strings.Contains(out, "asks no followers") {
 		t.Errorf("promote --dry-run: %d %s%s", code, out, errs)
 	}
 	promote(b)

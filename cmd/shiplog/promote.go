@@ -53,9 +53,13 @@ func newPromote() *cobra.Command {
 
 func (c *candidacy) print(cmd *cobra.Command, dry bool) error {
 	var text []byte
-	if dry {
+	unknown := dry && c.Unapplied > 0 // the rule in force may stand in what is not applied yet
+	switch {
+	case unknown:
+		text = fmt.Appendf(text, "answered: %s\n", strings.Join(c.Promises, " "))
+	case dry:
 		text = fmt.Appendf(text, "answered: %s (%d promises needed)\n", strings.Join(c.Promises, " "), c.Needed)
-	} else {
+	default:
 		text = fmt.Appendf(text, "leading epoch %s from LSN %016x\n", c.Epoch, c.End)
 	}
 	for _, m := range c.Missing {
@@ -64,10 +68,10 @@ func (c *candidacy) print(cmd *cobra.Command, dry bool) error {
 	if dry && c.Behind > 0 {
 		text = fmt.Appendf(text, "%s has %d bytes more; they would be copied first\n", c.Furthest, c.Behind)
 	}
-	if dry && c.Unapplied > 0 {
-		text = fmt.Appendf(text, "this node applies with a delay: it would apply %d bytes of its log first\n", c.Unapplied)
+	if unknown {
+		text = fmt.Appendf(text, "this node applies with a delay: it would apply %d bytes of its log first, and only then know how many promises are needed\n", c.Unapplied)
 	}
-	if c.MayLack {
+	if c.MayLack && !unknown {
 		text = append(text, "the commit rule asks no followers: writes that the old leader acknowledged may be missing\n"...)
 	}
 	_, err := cmd.OutOrStdout().Write(text)
