@@ -87,6 +87,9 @@ func (c *commit) release() {
 // An error that matches ErrUnknownOutcome means that the wait ended early (context, CommitTimeout,
 // a failed disk): the batch may yet become visible; Outcome tells later. After any other error
 // nothing was written. After ErrUnknownOutcome b is empty, else as it was. An empty batch returns the current position without waiting for anything.
+//
+// A call whose ctx has a deadline returns then, whatever the disk does. One whose ctx can only be cancelled may be the one that has the
+// disk write for its group, and returns from that when the disk answers, or has failed (Options.StallTimeout).
 // Safe for concurrent use with different batches.
 func (db *DB) Commit(ctx context.Context, b *Batch, l Level) (Position, error) {
 	if err := l.Validate(); err != nil {
