@@ -52,6 +52,8 @@ func TestUsage(t *testing.T) {
 		{"serve --dir d --ship= --voters a", exitUsage, "need --ship"},
 		{"serve --dir d --ship= --slot-bytes 1GiB", exitUsage, "need --ship"},
 		{"serve --dir d --ship= --slot-age 1h", exitUsage, "need --ship"},
+		{"serve --dir d --follow 127.0.0.1:1 --copy-from 127.0.0.1:2 --copy-ahead 0", exitUsage, "no meaning with --copy-ahead 0"},
+		{"serve --dir d --etcd 127.0.0.1:1 --group g --read-leases=false", exitUsage, "--read-leases=false has no meaning with --etcd"},
 		{"serve --dir d --cache 1MB", exitUsage, `invalid argument "1MB" for "--cache" flag: want bytes`},
 		{"serve --dir d --too-few perhaps --compression lzma", exitUsage, "--too-few \"perhaps\": want refuse, block or degrade; --compression \"lzma\""},
 		{"serve --dir d --follow 127.0.0.1:0", exitUsage, "want HOST:PORT"},

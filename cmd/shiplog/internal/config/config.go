@@ -193,6 +193,9 @@ func (c *Serve) Resolve() (*Node, error) {
 	if c.CopyAhead < 0 {
 		check(fmt.Errorf("--copy-ahead %d is negative", c.CopyAhead))
 	}
+	if c.CopyAhead == 0 && len(c.CopyFrom) > 0 {
+		check(errors.New("--copy-from has no meaning with --copy-ahead 0, which copies from the leader alone"))
+	}
 	if c.Listen == "" {
 		check(errors.New("--listen is required"))
 	}
@@ -304,6 +307,9 @@ func (n *Node) resolveEtcd() error {
 	}
 	if n.Follow != "" {
 		errs = append(errs, errors.New("--follow: with --etcd a node finds the leader by itself"))
+	}
+	if !n.ReadLeases {
+		errs = append(errs, errors.New("--read-leases=false has no meaning with --etcd: reads need the lease there"))
 	}
 	if n.Ship == "" {
 		errs = append(errs, errors.New("--ship is required with --etcd: each node may come to lead"))
