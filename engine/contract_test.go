@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
@@ -363,5 +364,31 @@ func TestChangesOfClosed(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// TestTwoFollowersOfOneName: while both live, the first is the voter and stays it; when it has gone, the other takes its place.
+func TestTwoFollowersOfOneName(t *testing.T) {
+	var logs bytes.Buffer
+	db := open(t, t.TempDir(), &engine.Options{Logger: slog.New(slog.NewTextHandler(&logs, nil))})
+	first := join(t, db, "f")
+	second := wal.NodeID{9}
+	for range 3 { // it is asked again and again
+		if voter, err := db.AdmitPeer(second, "f", "g.example:7380"); voter || err != nil {
+			t.Fatalf("a second node of the name is a voter: %v, %v", voter, err)
+		}
+	}
+	if !db.IsVoter(first.id) || db.IsVoter(second) {
+		t.Error("the second took the first one's place")
+	}
+	if n := strings.Count(logs.String(), "two followers of one name"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, logs.String())
+	}
+	db.PeerGone(first.id)
+	if voter, err := db.AdmitPeer(second, "f", "g.example:7380"); !voter || err != nil {
+		t.Errorf("the first has gone: %v, %v", voter, err)
+	}
+	if db.IsVoter(first.id) || !db.IsVoter(second) {
+		t.Error("a new node under an old name did not take its place")
 	}
 }

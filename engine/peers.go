@@ -55,7 +55,7 @@ func (db *DB) OnAppend(fn func()) {
 
 // AdmitPeer takes up a follower that has connected and proved its identity. A follower with a name
 // becomes a voter, by a control record, unless the options name the voters and it is not among them, or SetRule
-// has taken it out, or the rule asks for readers and PeerReads has said that it has none in time. It counts once its durable position has reached the committed mark.
+// has taken it out, or the rule asks for readers and PeerReads has said that it has none in time, or a voter of the same name is connected. It counts once its durable position has reached the committed mark.
 func (db *DB) AdmitPeer(id wal.NodeID, name, addr string) (voter bool, err error) {
 	if db.follower.Load() {
 		return false, nil // cascaded followers never count
@@ -66,8 +66,14 @@ func (db *DB) AdmitPeer(id wal.NodeID, name, addr string) (voter bool, err error
 	m.mu.Lock()
 	rule, change, err := withVoter(m.rule, m.named, wal.Voter{ID: id, Name: name, Addr: addr})
 	_, late := m.lateReaders[id]
-	if _, out := m.removed[name]; out || late && m.asksReaders() {
+	other, namesake := m.namesake(id, name)
+	if _, out := m.removed[name]; out || namesake || late && m.asksReaders() {
 		rule, change = m.rule, false
+	}
+	f := m.followers[id]
+	if namesake && (f == nil || !f.namesake) {
+		db.opts.Logger.Warn("two followers of one name are connected: the second does not count, give it another name", "name", name,
+			"node", id.String(), "addr", addr, "voter", other.ID.String(), "voter_addr", other.Addr)
 	}
 	m.mu.Unlock()
 	if err != nil {
@@ -81,15 +87,24 @@ func (db *DB) AdmitPeer(id wal.NodeID, name, addr string) (voter bool, err error
 	voter = db.IsVoter(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	f := m.followers[id]
-	if f == nil {
+	if f = m.followers[id]; f == nil {
 		f = &follower{id: id}
 		m.followers[id] = f
 	}
-	f.name, f.addr, f.connected, f.voter, f.late = name, addr, true, voter, late
+	f.name, f.addr, f.connected, f.voter, f.late, f.namesake = name, addr, true, voter, late, namesake
 	f.admitted = false
 	m.signal()
 	return voter, nil
+}
+
+// namesake returns the voter that has a follower's name and is connected: two nodes that live do not take each other's place. mu is held.
+func (m *marks) namesake(id wal.NodeID, name string) (wal.Voter, bool) {
+	for _, v := range m.rule.Voters {
+		if f := m.followers[v.ID]; v.Name == name && v.ID != id && f != nil && f.connected {
+			return v, true
+		}
+	}
+	return wal.Voter{}, false
 }
 
 // IsVoter reports whether the follower counts for the commit rule, or for one that a change which is not committed yet
@@ -104,7 +119,7 @@ func (db *DB) IsVoter(id wal.NodeID) bool {
 }
 
 // withVoter gives the rule in which v has its place among the voters, and whether that differs. A
-// name that comes with another node ID is a new disk under an old name: it takes the name's place.
+// name that comes with another node ID is a new disk under an old name: it takes the name's place, see [marks.namesake].
 func withVoter(rule wal.Rule, named []string, v wal.Voter) (wal.Rule, bool, error) {
 	if v.Name == "" || len(named) > 0 && !slices.Contains(named, v.Name) {
 		return rule, false, nil

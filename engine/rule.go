@@ -18,6 +18,7 @@ type follower struct {
 	applied    wal.LSN
 	visible    wal.LSN
 	late       bool  // its readers see later, or never, what it has: Applied does not count it
+	namesake   bool  // a voter of its name was connected when it was last asked about: it does not count
 	lease      int64 // until when it grants no promise, in nanoseconds since the database was opened
 }
 

@@ -43,7 +43,7 @@ func (r Rule) validate() error {
 	case len(r.Voters) > MaxVoters:
 		return fmt.Errorf("%w: %d voters, at most %d", ErrInvalidOption, len(r.Voters), MaxVoters)
 	case len(r.Voters) < r.Level.N():
-		return fmt.Errorf("%w: rule %v with %d voters", ErrInvalidOption, r.Level, len(r.Voters))
+		return fmt.Errorf("%w: the rule %v asks for more followers than count, %d", ErrInvalidOption, r.Level, len(r.Voters))
 	}
 	for i, name := range r.Voters {
 		if name == "" || len(name) > maxVoterName || slices.Contains(r.Voters[:i], name) {
