@@ -15,6 +15,7 @@ import (
 
 func TestUsage(t *testing.T) {
 	dir := t.TempDir()
+	t.Chdir(t.TempDir()) // for a node that starts all the same
 	empty := filepath.Join(dir, "empty")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -92,9 +93,15 @@ func TestUsage(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.args, func(t *testing.T) {
-			code, out, errs := command(strings.Fields(test.args)...)
-			if code != test.code || !strings.Contains(errs, test.want) || strings.Count(errs, "\n") != 1 || out != "" {
-				t.Errorf("code %d (want %d), stdout %q, stderr %q, want %q in one line", code, test.code, out, errs, test.want)
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			if test.code == exitUsage {
+				stop() // a node that starts all the same ends at once
+			}
+			var out, errs bytes.Buffer
+			code := run(ctx, strings.Fields(test.args), &out, &errs)
+			if code != test.code || !strings.Contains(errs.String(), test.want) || strings.Count(errs.String(), "\n") != 1 || out.Len() != 0 {
+				t.Errorf("code %d (want %d), stdout %q, stderr %q, want %q in one line", code, test.code, &out, &errs, test.want)
 			}
 		})
 	}
