@@ -46,14 +46,16 @@ type MendReport struct {
 	Damaged  []LSN         // bases of the segments with damage, rising
 	Mended   []MendedRange // by rising LSN
 	Bytes    int64         // in Mended
-	Gone     error         // not nil: segments before the first are missing, or were never copied, and who was asked has given them up too ([ErrTrimmed]): no error
+	Gone     error         // not nil: segments at the front are missing, or were damaged and have been removed, and who was asked has given them up too ([ErrTrimmed]): no error
 	Left     []error       // what was not mended and why: a *CorruptError for each run of segments, or for what the last look at all of the log has found
 }
 
 // Mend repairs the log in dir, which no process may have open ([ErrLocked]), with bytes from fetch: damaged and missing segments, and the
 // end of the log as far as it is known to have been durable. Bytes are taken only if with them whole frames lead from the digest before
 // to the digest behind, where the log has one, and to nothing that contradicts a frame that is sound here. Segments are replaced whole, each in one step, when all
-// up to the next sound header are on the disk: an interrupted call is made again. Where nothing fits, nothing is changed.
+// up to the next sound header are on the disk: an interrupted call is made again. Where nothing fits, nothing is changed. Damage that the other node cannot mend because
+// it has given that part of the log up ([ErrTrimmed]), as all nodes do once its records stand further on, ends what this log has of its front: it begins behind it
+// then, as a first copy does, and can be read once it has all that the other one had when it gave it up.
 //
 // The report is of what was mended, also with an error: that says what was not, and why. Nil error: the log is sound, and durable as it is. Of o, FS, ExpectDatabase and
 // Logger matter; nil is the default. It holds three segments in memory.
@@ -96,6 +98,7 @@ type mender struct {
 	headers map[LSN]*Header // those that are sound
 	files   []LSN           // bases by the names of the files, rising
 	first   LSN             // base of the first segment
+	gone    LSN             // from here on the log is to be kept, where that is above first
 	last    LSN             // base of the last
 	floor   LSN             // up to here the log is known to have been durable
 	epoch   Epoch           // no frame of the log is of a later one, as far as is known
@@ -117,7 +120,6 @@ func (m *mender) run(dir string) error {
 		if err := m.ctx.Err(); err != nil {
 			return errors.Join(append(m.report.Left, err)...)
 		}
-		m.report.Segments++
 		image, err := m.read(base)
 		if err != nil {
 			return errors.Join(append(m.report.Left, err)...)
@@ -128,18 +130,44 @@ func (m *mender) run(dir string) error {
 		next := m.end(base)
 		for next <= m.last && m.headers[next] == nil {
 			next = m.end(next)
-			m.report.Segments++
 		}
-		if err := m.mendRun(base, next); err != nil {
+		damaged := len(m.report.Damaged)
+		err = m.mendRun(base, next)
+		switch {
+		case err == nil:
+			base = next - m.size()
+		case errors.Is(err, ErrTrimmed) && m.end(base) <= m.last:
+			m.report.Damaged = append(m.report.Damaged[:damaged], base)
+			m.gone, m.sound = m.end(base), false
+			m.report.Gone = m.bad(base, base, fmt.Sprintf("damaged, and the log up to %v is to be had nowhere any more", m.gone), err)
+		default:
 			m.report.Left = append(m.report.Left, err)
 			m.sound = false
+			base = next - m.size()
 		}
-		base = next - m.size()
 	}
+	m.report.Segments = int(uint64(m.last-m.first)/uint64(m.size())) + 1
 	if len(m.report.Left) == 0 {
+		if err := m.giveUp(); err != nil {
+			return err
+		}
 		m.front()
 	}
 	return errors.Join(m.report.Left...)
+}
+
+// giveUp removes the segments in front of what is to be kept, the oldest first, so that the log has no hole however far it comes.
+func (m *mender) giveUp() error {
+	for ; m.first < m.gone; m.first = m.end(m.first) {
+		err := m.opts.FS.Remove(m.path(m.first))
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			err = m.opts.FS.SyncDir(m.dir)
+		}
+		if err != nil {
+			return fmt.Errorf("give segment %s up: %w", m.path(m.first), err)
+		}
+	}
+	return nil
 }
 
 func (m *mender) size() LSN        { return LSN(m.ref.SegmentSize) }

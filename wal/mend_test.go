@@ -549,3 +549,88 @@ func TestSendShortFile(t *testing.T) {
 		t.Errorf("sent %d of %d bytes, came %d: %v", sent, len(good), len(b), err)
 	}
 }
+
+// TestMendGivenUp: damage in what the other node has given up ends the front of the log, also when that is done by a call that crashes anywhere; damage behind that is
+// mended, and where nothing sound would be left everything stays as it is.
+func TestMendGivenUp(t *testing.T) {
+	source := sourceLog(t, 5)
+	honest := newPeer(t, source)
+	const size = wal.MinSegmentSize
+	fetch := func(tail wal.LSN) wal.MendSource {
+		return func(ctx context.Context, r *wal.MendRequest) ([]byte, error) {
+			if r.From < tail {
+				return nil, fmt.Errorf("peer: %w", wal.ErrTrimmed)
+			}
+			return honest.fetch(ctx, r)
+		}
+	}
+	spoilt := func(segments ...int) *waltest.Disk {
+		d := closedLog(t, source, false)
+		for _, i := range segments {
+			if err := d.Overwrite(segmentFile(i*size), 0, make([]byte, 3*4096)); err != nil { // header and all
+				t.Fatal(err)
+			}
+		}
+		return d
+	}
+	begins := func(d *waltest.Disk, at int, what string) {
+		t.Helper()
+		l, err := openAhead(d)
+		if err != nil {
+			t.Fatalf("%s: open: %v", what, err)
+		}
+		defer l.Close()
+		got := make([]byte, len(source)-at)
+		if _, err := l.ReadAt(got, wal.LSN(at)); err != nil || l.Tail() != wal.LSN(at) || !bytes.Equal(got, source[at:]) {
+			t.Fatalf("%s: the log begins at %v, want %d; %v", what, l.Tail(), at, err)
+		}
+	}
+	for _, c := range []struct {
+		damaged []int
+		tail    wal.LSN
+		begins  int
+	}{
+		{[]int{1}, 2 * size, 2 * size},
+		{[]int{1}, 4 * size, 2 * size},
+		{[]int{0}, 3 * size, size},
+		{[]int{1, 2}, 2 * size, 2 * size},
+		{[]int{1, 2}, 3 * size, 3 * size},
+		{[]int{1, 3}, 2 * size, 2 * size},
+	} {
+		what := fmt.Sprintf("segments %v, tail %v", c.damaged, c.tail)
+		for k := 0; ; k++ {
+			d := spoilt(c.damaged...)
+			d.Inject(waltest.Fault{Skip: k, Crash: true})
+			r, err := wal.Mend(t.Context(), dbDir, &wal.Options{FS: d}, fetch(c.tail))
+			if !d.Crashed() {
+				if err != nil || r.Gone == nil || len(r.Damaged) != len(c.damaged) || r.Segments != 6 {
+					t.Fatalf("%s: %+v, %v", what, r, err)
+				}
+				for survivors := range uint64(3) {
+					begins(d.Crash(survivors), c.begins, what)
+				}
+				break
+			}
+			for survivors := range uint64(3) {
+				left := d.Crash(survivors)
+				if r, err := wal.Mend(t.Context(), dbDir, &wal.Options{FS: left}, fetch(c.tail)); err != nil {
+					t.Fatalf("%s, crash at change %d: again: %+v, %v", what, k, r, err)
+				}
+				begins(left, c.begins, what)
+			}
+		}
+	}
+	d := closedLog(t, source, true)
+	if err := d.Overwrite(segmentFile(5*size), 0, make([]byte, 4096)); err != nil {
+		t.Fatal(err)
+	}
+	before := d.Files()
+	if r, err := wal.Mend(t.Context(), dbDir, &wal.Options{FS: d}, fetch(wal.MaxRefLSN)); !errors.Is(err, wal.ErrTrimmed) || len(r.Left) == 0 {
+		t.Errorf("nothing sound behind the damage: %+v, %v", r, err)
+	}
+	for name, was := range before {
+		if now := d.Files()[name]; !bytes.Equal(was, now) {
+			t.Errorf("%s has changed", name)
+		}
+	}
+}

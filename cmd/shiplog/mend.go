@@ -24,7 +24,7 @@ type mended struct {
 	Damaged  int           `json:"damaged"`
 	Bytes    int64         `json:"bytes"`
 	Mended   []mendedRange `json:"mended,omitempty"`
-	Gone     *problem      `json:"gone,omitempty"` // segments at the front that the other node has not either: an unfinished first copy looks the same
+	Gone     *problem      `json:"gone,omitempty"` // segments at the front that the other node has not either: missing, as in an unfinished first copy, or damaged and removed
 	Problems []problem     `json:"problems,omitempty"`
 }
 
@@ -101,7 +101,7 @@ func (m *mended) print(cmd *cobra.Command, addr string) error {
 		text = fmt.Appendf(text, "%s: mended LSN %d to %d (%d bytes%s)\n", r.File, r.From, r.To, r.To-r.From, how)
 	}
 	if m.Gone != nil {
-		text = fmt.Appendf(text, "%s: not to be had, and not needed if this log is an unfinished first copy: %s\n", m.Dir, m.Gone)
+		text = fmt.Appendf(text, "%s: given up by the other node too; this log is read once it has what that one had then: %s\n", m.Dir, m.Gone)
 	}
 	for _, p := range m.Problems {
 		text = fmt.Appendf(text, "%s: not mended: %s\n", m.Dir, p)

@@ -302,14 +302,6 @@ func (s *sim) heal() {
 			if m.proc == nil {
 				m.start()
 			}
-			if leader := s.leading(); m.proc == nil && s.damaged(m) && leader != nil && !s.spoilt.elsewhere(m) {
-				s.note("-- %s gets a new disk: nobody has any more what is damaged on its own", m.name)
-				m.follow = leader.node.addr()
-				m.wipe()
-				s.spoilt.at = map[wal.LSN]*simNode{}
-				s.count("damaged in what the others have given up: copied anew by an operator")
-				m.start()
-			}
 			if !m.proc.failed() {
 				continue
 			}

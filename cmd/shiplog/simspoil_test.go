@@ -125,7 +125,9 @@ func (s *sim) mend(m *simNode) bool {
 		r := mend(context.Background(), simDir, q.node.addr(), &wal.Options{FS: m.disk}, calls)
 		s.note("%s is mended from %s: %+v", m.name, q.node.name, r)
 		if r.OK {
-			s.count("logs of stopped nodes mended")
+			if s.count("logs of stopped nodes mended"); r.Gone != nil {
+				s.count("logs of stopped nodes whose front was given up")
+			}
 			return true
 		}
 	}
